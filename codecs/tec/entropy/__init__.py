@@ -1,0 +1,1 @@
+"""Integers to bytes and back: probability tables, the coder, rounding that two machines share."""

@@ -1,0 +1,110 @@
+"""The protocol between a model and the coder: autoregression written once, driven by the encoder
+and by the decoder alike."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from ..entropy.portable import Margin, ScaleGrid
+from ..entropy.tables import Tables
+
+
+@dataclass(frozen=True)
+class Step:
+    """One group of symbols that are coded together, given all that came before.
+
+    ``index`` and ``mean`` are what encoder and decoder must agree on to the bit: they come from
+    integers and from :mod:`tec.entropy.portable`, never straight from a network.
+
+    Attributes
+    ----------
+    latent : "y" or "z"
+    channels : slice of that latent's channels
+    index : (n, k) uint16, row of the model's ``tables`` for each symbol
+    mean : (n, k) float32, on its grid; symbol = rint(value - mean), decoded value = symbol + mean
+    parity : None for every position; 0 for the checkerboard's anchors, where (row + column) is
+        even; 1 for the others
+
+    k runs over (channel, row, column) in C order, restricted to the positions of ``parity``.
+    """
+
+    latent: str
+    channels: slice
+    index: np.ndarray
+    mean: np.ndarray
+    parity: int | None = None
+
+    def select(self, latent: torch.Tensor) -> torch.Tensor:
+        """(n, channels, h, w) -> (n, k), the values that this step codes."""
+        return gather(latent[:, self.channels], self.parity)
+
+
+#: Yields steps, receives their symbols (n, k) int32, returns the decoded latent y_hat (n, M, h, w)
+# float32.
+Steps = Generator[Step, np.ndarray, torch.Tensor]
+
+
+class Rounder(Protocol):
+    """The side of :mod:`tec.entropy.portable` that a model sees."""
+
+    def parameters(self, mean: np.ndarray, log_scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(n, k) float32 twice -> table index (n, k) uint16 and mean on its grid (n, k) float32."""
+
+
+def positions(h: int, w: int, parity: int | None) -> np.ndarray | None:
+    """Flat indexes of one colour of the checkerboard on an h x w grid, row by row (None for all of
+    it)."""
+    if parity is None:
+        return None
+    return np.flatnonzero(((np.arange(h)[:, None] + np.arange(w)) % 2 == parity).ravel())
+
+
+def gather(x: torch.Tensor, parity: int | None) -> torch.Tensor:
+    """(n, c, h, w) -> (n, c * positions)."""
+    n, _, h, w = x.shape
+    flat = x.flatten(2)
+    where = positions(h, w, parity)
+    if where is not None:
+        flat = flat[:, :, torch.from_numpy(where).to(x.device)]
+    return flat.reshape(n, -1)
+
+
+def scatter(values: torch.Tensor, shape: tuple[int, ...], parity: int | None) -> torch.Tensor:
+    """(n, c * positions) -> (n, c, h, w), zero elsewhere."""
+    n, c, h, w = shape
+    where = positions(h, w, parity)
+    if where is None:
+        return values.reshape(shape)
+    out = values.new_zeros(n, c, h * w)
+    out[:, :, torch.from_numpy(where).to(values.device)] = values.reshape(n, c, -1)
+    return out.reshape(shape)
+
+
+class CodecModel(Protocol):
+    """What :mod:`tec.codec` asks of a network."""
+
+    stride: int  #: images are padded to multiples of it
+    bands: int
+    tables: Tables  #: all integer CDFs, one index space
+    grid: ScaleGrid
+    margin: Margin
+    sha256: str  #: of the checkpoint, hex
+
+    def analysis(self, x: torch.Tensor, compression: float) -> torch.Tensor:
+        """(n, bands, h, w) standardised -> y (n, latents, h / 16, w / 16)."""
+
+    def side(self, y: torch.Tensor, compression: float) -> dict[str, torch.Tensor]:
+        """Further latents that the encoder codes, by name."""
+
+    def steps(self, shape: tuple[int, int, int], compression: float, rounder: Rounder) -> Steps:
+        """The autoregression for n images whose latents are h x w: shape = (n, h, w)."""
+
+    def synthesis(self, y_hat: torch.Tensor, compression: float) -> torch.Tensor:
+        """y_hat -> (n, bands, h, w) standardised."""
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]: ...

@@ -1,0 +1,292 @@
+"""The byte layout of one chunk, version 1: FORMAT.md is the norm, this module reads and writes it.
+
+Light on purpose: nothing here imports torch or numba, so that tools can look at a stream cheaply.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .config import CodecConfig
+from .errors import StreamError
+from .sensors import SENSORS
+
+MAGIC = b"XTEC"
+VERSION = 1
+MODELS = {"fp": 1, "elic": 2, "tt": 3, "flex": 4}
+DTYPES = {"uint16": 1, "int16": 2, "float32": 3}
+SENSOR_CODES = {"S2L2A": 1, "S2L1C": 2}
+
+_NODATA, _OFFSET, _SCALE, _ORDER, _EXTENT = 1, 2, 4, 8, 16
+_DIGEST = 16  # bytes of the sha256 of the weights that go into a stream
+#: No chunk may declare more samples than this: 2**36 is 64 times a (100, 13, 8192, 8192) cube of
+# one byte.
+MAX_SAMPLES = 2**36
+
+
+@dataclass(frozen=True)
+class Date:
+    """The coded latents of one date.
+
+    Attributes
+    ----------
+    checksum : CRC-32 of the decoded latent, float32 little-endian, (channel, y, x) in C order
+    decisions : the rounding decisions (`tec.entropy.portable`)
+    payload : the rANS stream (`tec.entropy.rans`)
+    """
+
+    checksum: int
+    decisions: bytes
+    payload: bytes
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a stream says of itself.
+
+    Attributes
+    ----------
+    config : settings of the codec; ``weights`` is an id ("builtin", "terracodec", "file")
+    model : the model that coded this chunk; differs from ``config.model`` only where routing chose
+    digest : first 16 bytes of the sha256 of the weights
+    dtype : "uint16", "int16" or "float32"
+    shape : (time, band, y, x) of the chunk
+    extent : (time, y, x) that was coded; the rest is nodata
+    margin : rounding margin, 2 bytes (`tec.entropy.portable.Margin`)
+    nbytes : length of the whole stream
+    """
+
+    config: CodecConfig
+    model: str
+    digest: bytes
+    dtype: str
+    shape: tuple[int, int, int, int]
+    extent: tuple[int, int, int]
+    margin: bytes = b"\0\0"
+    nbytes: int = field(default=0, compare=False)
+
+
+def weights_id(weights: str) -> str:
+    """The id a stream keeps: a path means nothing on another machine, so it becomes "file"."""
+    return weights if weights == "builtin" or weights.startswith("terracodec") else "file"
+
+
+def pack(header: Header, specials: bytes, dates: list[Date]) -> bytes:
+    """Put a stream together.
+
+    Parameters
+    ----------
+    header : ``nbytes`` is ignored
+    specials : the pixels set aside (`tec.samples`)
+    dates : one a coded date, ``header.extent[0]`` of them
+    """
+    config = header.config
+    bands = SENSORS[config.sensor].bands
+    places = [bands.index(b) for b in config.bands]
+    t, _, y, x = header.shape
+    in_order = places == sorted(places)
+    flags = (
+        (config.nodata is not None) * _NODATA
+        | (config.offset != 0) * _OFFSET
+        | (config.scale != 1) * _SCALE
+        | (not in_order) * _ORDER
+        | (header.extent != (t, y, x)) * _EXTENT
+    )
+    name = weights_id(config.weights).encode()
+    out = bytearray(MAGIC)
+    out += bytes(
+        [VERSION, MODELS[header.model], DTYPES[header.dtype], flags, SENSOR_CODES[config.sensor]]
+    )
+    out += header.margin + header.digest + bytes([len(name)]) + name
+    out += struct.pack("<fH", config.compression, sum(1 << p for p in places))
+    if not in_order:
+        out += bytes(places)
+    if config.nodata is not None:
+        out += np.array(config.nodata, _numpy_dtype(header.dtype)).tobytes()
+    if config.offset != 0:
+        out += struct.pack("<d", config.offset)
+    if config.scale != 1:
+        out += struct.pack("<d", config.scale)
+    for n in (t, y, x) + (header.extent if flags & _EXTENT else ()):
+        out += _varint(n)
+    out += _varint(len(specials))
+    for date in dates:
+        out += (
+            struct.pack("<I", date.checksum)
+            + _varint(len(date.decisions))
+            + _varint(len(date.payload))
+        )
+    out += specials
+    for date in dates:
+        out += date.decisions + date.payload
+    return bytes(out + struct.pack("<I", zlib.crc32(out)))
+
+
+def unpack(data: bytes | memoryview) -> tuple[Header, bytes, list[Date]]:
+    """Take a stream apart: header, specials, dates. Raises StreamError unless every byte is in
+    order."""
+    view = memoryview(data).cast("B")
+    _check_crc(view)
+    reader = _Reader(view[:-4])
+    header = _read_header(reader, len(view))
+    n_specials = reader.varint("length of the specials")
+    sizes = []
+    for i in range(header.extent[0]):
+        (checksum,) = struct.unpack("<I", reader.take(4, f"checksum of date {i}"))
+        sizes.append(
+            (
+                checksum,
+                reader.varint("length of the decisions"),
+                reader.varint("length of the payload"),
+            )
+        )
+    specials = bytes(reader.take(n_specials, "specials"))
+    dates = [
+        Date(
+            checksum,
+            bytes(reader.take(a, f"decisions of date {i}")),
+            bytes(reader.take(b, f"payload of date {i}")),
+        )
+        for i, (checksum, a, b) in enumerate(sizes)
+    ]
+    if reader.left:
+        raise StreamError(
+            f"{reader.left} bytes too many behind the last date: not a stream that xtec wrote"
+        )
+    return header, specials, dates
+
+
+def peek(data: bytes | memoryview) -> Header:
+    """The header of a stream, without checking or decoding the rest."""
+    view = memoryview(data).cast("B")
+    return _read_header(_Reader(view), len(view))
+
+
+def _check_crc(view: memoryview) -> None:
+    _check_magic(view)
+    if len(view) < 8 or zlib.crc32(view[:-4]) != struct.unpack("<I", view[-4:])[0]:
+        raise StreamError(
+            f"checksum of the stream ({len(view)} bytes) does not match: it is damaged or "
+            "truncated; read it again from another copy"
+        )
+
+
+def _check_magic(view: memoryview) -> None:
+    if bytes(view[:4]) != MAGIC:
+        raise StreamError(f"not an xtec stream: it starts with {bytes(view[:4])!r}, not {MAGIC!r}")
+    if len(view) > 4 and view[4] != VERSION:
+        raise StreamError(
+            f"stream format version {view[4]}, this xtec reads version {VERSION}: "
+            "install a newer xtec"
+        )
+
+
+def _read_header(reader: _Reader, nbytes: int) -> Header:
+    _check_magic(reader.view)
+    reader.take(5, "magic")
+    model_code, dtype_code, flags, sensor_code = reader.take(4, "header")
+    model = _name(MODELS, model_code, "model")
+    dtype = _name(DTYPES, dtype_code, "dtype")
+    sensor = _name(SENSOR_CODES, sensor_code, "sensor")
+    if flags & ~(_NODATA | _OFFSET | _SCALE | _ORDER | _EXTENT):
+        raise StreamError(f"unknown flags {flags:#x} in the header: install a newer xtec")
+    margin = bytes(reader.take(2, "margin"))
+    digest = bytes(reader.take(_DIGEST, "weights digest"))
+    try:
+        weights = bytes(reader.take(reader.take(1, "weights id")[0], "weights id")).decode("ascii")
+    except UnicodeDecodeError as error:
+        raise StreamError("the weights id in the header is not text") from error
+    compression, mask = struct.unpack("<fH", reader.take(6, "compression"))
+    bands = SENSORS[sensor].bands
+    places = [i for i in range(16) if mask >> i & 1]
+    if flags & _ORDER:
+        ordered = list(reader.take(len(places), "band order"))
+        if sorted(ordered) != places:
+            raise StreamError("the order of the bands in the header is not one of its bands")
+        places = ordered
+    if not places or max(places) >= len(bands):
+        raise StreamError(f"band mask {mask:#x} does not fit sensor {sensor}")
+    numpy_dtype = _numpy_dtype(dtype)
+    nodata = None
+    if flags & _NODATA:
+        value = np.frombuffer(reader.take(numpy_dtype.itemsize, "nodata"), numpy_dtype)[0].item()
+        nodata = value
+    offset = struct.unpack("<d", reader.take(8, "offset"))[0] if flags & _OFFSET else 0.0
+    scale = struct.unpack("<d", reader.take(8, "scale"))[0] if flags & _SCALE else 1.0
+    t, y, x = (reader.varint("shape") for _ in range(3))
+    extent = tuple(reader.varint("extent") for _ in range(3)) if flags & _EXTENT else (t, y, x)
+    shape = (t, len(places), y, x)
+    if (
+        min(shape) < 1
+        or t * len(places) * y * x > MAX_SAMPLES
+        or any(e > n for e, n in zip(extent, (t, y, x)))
+    ):
+        raise StreamError(f"impossible shape {shape} or extent {extent} in the header")
+    try:
+        config = CodecConfig(
+            model=model,
+            compression=compression,
+            weights=weights,
+            sensor=sensor,
+            bands=tuple(bands[p] for p in places),
+            nodata=nodata,
+            offset=offset,
+            scale=scale,
+        )
+    except StreamError:
+        raise
+    except ValueError as error:
+        raise StreamError(f"the header makes no sense: {error}") from error
+    return Header(config, model, digest, dtype, shape, extent, margin, nbytes)  # type: ignore[arg-type]
+
+
+def _name(codes: dict[str, int], code: int, what: str) -> str:
+    for name, value in codes.items():
+        if value == code:
+            return name
+    raise StreamError(f"unknown {what} code {code} in the header: install a newer xtec")
+
+
+def _numpy_dtype(name: str) -> np.dtype:
+    return np.dtype(name).newbyteorder("<")
+
+
+def _varint(n: int) -> bytes:
+    """LEB128: seven bits a byte, lowest first, the high bit says that more follow."""
+    out = bytearray()
+    while n >= 0x80:
+        out.append(n & 0x7F | 0x80)
+        n >>= 7
+    out.append(n)
+    return bytes(out)
+
+
+class _Reader:
+    def __init__(self, view: memoryview) -> None:
+        self.view = view
+        self.at = 0
+
+    @property
+    def left(self) -> int:
+        return len(self.view) - self.at
+
+    def take(self, n: int, what: str) -> memoryview:
+        if n > self.left:
+            raise StreamError(
+                f"truncated stream: {what} wants {n} bytes at {self.at}, {self.left} are left"
+            )
+        self.at += n
+        return self.view[self.at - n : self.at]
+
+    def varint(self, what: str) -> int:
+        value = 0
+        for shift in range(0, 63, 7):
+            byte = self.take(1, what)[0]
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value
+        raise StreamError(f"{what} is not a number of at most 63 bits")

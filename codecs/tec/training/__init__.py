@@ -1,0 +1,1 @@
+"""How the built-in checkpoints are made (extra ``train``): ``python -m tec.training --help``."""

@@ -1,0 +1,132 @@
+"""Training learns, resumes exactly where it stopped, and what it exports is a checkpoint."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tec
+import tiny
+import torch
+import xarray as xr
+from scenes import scene
+from tec import weights
+from tec.sensors import SENSORS
+from tec.training.data import Crops, Frame, interpolate_coarse, load_frames
+from tec.training.export import averaged, export
+from tec.training.train import Recipe, Trainer, loss_lambda
+
+BANDS = SENSORS["S2L2A"].bands
+
+
+@pytest.fixture(scope="module")
+def cubes(tmp_path_factory) -> Path:
+    """A folder of three small cubes as the training expects them; one lacks bands, one has
+    nodata."""
+    folder = tmp_path_factory.mktemp("cubes")
+    for i, bands in enumerate([12, 12, 4]):
+        dn = scene(2, bands, 128, 128, seed=i) + 1000
+        if i == 1:
+            dn[1, :, :40] = 0
+        cube = xr.DataArray(
+            dn,
+            dims=("time", "band", "y", "x"),
+            coords={"band": list(BANDS[:bands])},
+            name="reflectance",
+        )
+        cube.attrs = {"level": "L2A", "offset": 1000, "nodata": 0, "resampling": "nearest, aligned"}
+        cube.to_dataset().to_zarr(folder / f"l2a_{i}.zarr", zarr_format=2, consolidated=False)
+    return folder
+
+
+@pytest.fixture
+def frames(cubes) -> list[Frame]:
+    return list(load_frames(cubes))
+
+
+def recipe(**changes) -> Recipe:
+    return Recipe(**{"steps": 8, "batch": 2, "warm_up": 2, "model": tiny.CONFIG, **changes})
+
+
+def test_only_whole_frames_are_loaded(frames):
+    assert [(f.name, f.values.shape, f.repeated) for f in frames] == [
+        ("l2a_0.zarr", (12, 128, 128), True),
+        ("l2a_0.zarr", (12, 128, 128), True),
+        ("l2a_1.zarr", (12, 128, 128), True),
+    ]
+    mean = frames[0].values.mean() * np.mean(SENSORS["S2L2A"].std) + np.mean(SENSORS["S2L2A"].mean)
+    assert mean == pytest.approx(scene(2, 12, 128, 128, seed=0).mean(), rel=0.2)
+
+
+def test_repeated_pixels_become_bilinear():
+    coarse = np.arange(8, dtype=np.float32)
+    plane = np.broadcast_to(coarse.repeat(2), (16, 16))
+    out = interpolate_coarse(np.stack([plane, plane]), (20, 10))
+    np.testing.assert_array_equal(out[1], plane)
+    exact = np.interp((np.arange(16) + 0.5) / 2 - 0.5, np.arange(8), coarse)
+    np.testing.assert_allclose(out[0], np.broadcast_to(exact, (16, 16)), atol=1e-6)
+
+
+def test_crops_are_deterministic_by_seed(frames):
+    first, again, other = (Crops(frames, seed=s).batch(4, 96) for s in (0, 0, 1))
+    assert first.shape == (4, 12, 96, 96)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(frames, tmp_path, capsys):
+    whole = Trainer(recipe(), frames, frames[:1], tmp_path / "whole")
+    whole.run()
+    parts = Trainer(recipe(), frames, frames[:1], tmp_path / "parts")
+    for _ in range(3):
+        parts.one_step()
+    parts.save()
+    resumed = Trainer(recipe(), frames, frames[:1], tmp_path / "parts")
+    assert resumed.step == 3
+    resumed.run()
+    for a, b in zip(whole.average.state_dict().values(), resumed.average.state_dict().values()):
+        assert torch.equal(a, b)
+    history = json.loads((tmp_path / "whole" / "history.json").read_text())
+    assert history[-1]["step"] == 8
+    assert all(math.isfinite(v) for point in history[-1]["elic"] for v in point)
+    assert "step 8" in capsys.readouterr().out
+
+
+def test_training_lowers_the_loss(frames, tmp_path):
+    trainer = Trainer(recipe(steps=40, learning_rate=2e-3), frames, frames[:1], tmp_path)
+    trainer.report()
+    trainer.run()
+    lambdas = loss_lambda(trainer.recipe, torch.arange(3.0)).tolist()
+    std = np.mean(SENSORS["S2L2A"].std)
+
+    def objective(row):
+        """log(λ · error + bits) from bpppb and PSNR, summed over the rates."""
+        return sum(
+            math.log(lmbda * 12 * 10 ** (8 - psnr / 10) / std**2 + 12 * bpppb)
+            for lmbda, (bpppb, psnr) in zip(lambdas, row["elic"])
+        )
+
+    assert objective(trainer.history[-1]) < objective(trainer.history[0]) - 0.15
+
+
+def test_an_export_is_a_checkpoint(frames, tmp_path):
+    trainer = Trainer(recipe(steps=2), frames, frames[:1], tmp_path)
+    trainer.run()
+    entry = export(averaged(tmp_path, config=tiny.CONFIG), tiny.CONFIG, frames, tmp_path, batches=2)
+    assert set(entry) == {"elic", "fp"}
+    for model, values in entry.items():
+        paths = tuple(tmp_path / name for name in values["files"])
+        network = weights.read(model, paths)
+        assert network.sha256 == values["sha256"]
+        assert 0 < network.margin.absolute < 1e-2
+        y = network.analysis(torch.zeros(1, 12, 64, 64), 20.0)
+        assert y.shape == (1, tiny.CONFIG.latents, 4, 4)
+        assert len(network.tables) == tiny.CONFIG.scales[0]
+
+
+def test_a_missing_run_says_so(tmp_path):
+    with pytest.raises(tec.WeightsError, match="no training state"):
+        averaged(tmp_path)

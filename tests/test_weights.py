@@ -1,0 +1,242 @@
+"""Where checkpoints come from: built in, a file, a (local, fake) Hub; and what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tec
+import torch
+from scenes import scene
+from tec import codec, weights
+from tec.models.factorized import Factorized, FactorizedConfig
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> Path:
+    """A checkpoint as the Hub has them: a pickle with the prefix ``model.`` (small, random
+    weights)."""
+    torch.manual_seed(0)
+    network = Factorized(FactorizedConfig(N=4, M=6))
+    network.bottleneck.update()
+    path = tmp_path_factory.mktemp("hub") / "checkpoint.pt"
+    torch.save({f"model.{k}": v for k, v in network.state_dict().items()}, path)
+    return path
+
+
+@pytest.fixture
+def hub(published):
+    """A server on loopback that answers like the Hugging Face Hub; yields (address, requests
+    seen)."""
+    blob = published.read_bytes()
+    seen: list[str] = []
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.answer(body=False)
+
+        def do_GET(self):
+            self.answer(body=True)
+
+        def answer(self, *, body):
+            seen.append(f"{self.command} {self.path}")
+            folder = "/embed2scale/TerraCodec-1.0-FP-S2L2A/resolve/main"
+            if self.path != f"{folder}/TerraCodec_v1_FP_S2L2A_lambda-10.pt":
+                self.send_response(404)
+                self.send_header("X-Error-Code", "EntryNotFound")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            self.send_response(200)
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("ETag", f'"{hashlib.sha256(blob).hexdigest()}"')
+            self.send_header("Content-Length", str(len(blob)))
+            self.end_headers()
+            if body:
+                self.wfile.write(blob)
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", seen
+    server.shutdown()
+    server.server_close()
+
+
+def run(code: str, endpoint: str, home: Path, **extra: str) -> subprocess.CompletedProcess:
+    """Python in a fresh process whose Hub is ``endpoint`` and whose Hub cache is ``home``."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+    env |= {
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+    env |= {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"} | extra
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+CODE = """
+import json, numpy as np, tec, warnings
+from tec import codec
+config = tec.CodecConfig(model="fp", weights="terracodec", compression={compression})
+chunk = np.full((1, 12, 16, 16), 1500, np.uint16)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    try:
+        data = {action}
+        print(json.dumps(["ok", len(data), [str(w.message) for w in caught if w.category is
+        UserWarning]]))
+    except tec.TecError as error:
+        print(json.dumps([type(error).__name__, str(error), []]))
+"""
+ENCODE = "codec.encode(chunk, config)"
+
+
+def outcome(process: subprocess.CompletedProcess) -> list:
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+def test_a_published_checkpoint_is_fetched_once_and_then_read_offline(hub, tmp_path, published):
+    endpoint, seen = hub
+    kind, size, _ = outcome(run(CODE.format(compression=10, action=ENCODE), endpoint, tmp_path))
+    assert kind == "ok"
+    assert size > 60
+    assert any(line.startswith("GET") for line in seen)
+    # Reading with the file in the local cache needs no network, and no permission.
+    both = "codec.decode(codec.encode(chunk, config)).tobytes()"
+    offline = run(
+        CODE.format(compression=10, action=both), "http://127.0.0.1:9", tmp_path, HF_HUB_OFFLINE="1"
+    )
+    assert outcome(offline)[0] == "ok"
+    # A λ without a checkpoint takes the nearest one, and says so.
+    kind, _, said = outcome(run(CODE.format(compression=12, action=ENCODE), endpoint, tmp_path))
+    assert kind == "ok"
+    assert "nearest, 10" in " ".join(said)
+
+
+def test_reading_does_not_download_unless_allowed(hub, tmp_path, published):
+    endpoint, seen = hub
+    data = codec.encode(
+        np.full((1, 12, 16, 16), 1500, np.uint16),
+        tec.CodecConfig(model="fp", weights=str(published), compression=10),
+    )
+    header, specials, dates = tec.stream.unpack(data)
+    from dataclasses import replace
+
+    config = replace(header.config, weights="terracodec")
+    stream = tec.stream.pack(replace(header, config=config), specials, dates)
+    action = f"codec.decode(bytes.fromhex('{stream.hex()}')).tobytes()"
+    kind, said, _ = outcome(run(CODE.format(compression=10, action=action), endpoint, tmp_path))
+    assert kind == "WeightsError"
+    assert "XTEC_ALLOW_DOWNLOAD" in said
+    assert seen == []
+    allowed = run(
+        CODE.format(compression=10, action=action), endpoint, tmp_path, XTEC_ALLOW_DOWNLOAD="1"
+    )
+    assert outcome(allowed)[0] == "ok"
+
+
+def test_no_network_is_a_clear_error(tmp_path):
+    kind, said, _ = outcome(
+        run(CODE.format(compression=10, action=ENCODE), "http://127.0.0.1:9", tmp_path)
+    )
+    assert kind == "WeightsError"
+    assert "lambda-10.pt" in said
+    assert "weights=" in said
+
+
+def test_a_file_that_the_hub_lacks_is_a_clear_error(hub, tmp_path):
+    endpoint, _ = hub
+    kind, said, _ = outcome(run(CODE.format(compression=200, action=ENCODE), endpoint, tmp_path))
+    assert kind == "WeightsError"
+    assert "lambda-200.pt" in said
+
+
+def test_a_published_file_given_by_path(published):
+    config = tec.CodecConfig(model="fp", weights=str(published))
+    chunk = scene(1, 12, 40, 24)
+    back = codec.decode(codec.encode(chunk, config), weights=str(published))
+    assert back.shape == chunk.shape
+
+
+def test_a_malicious_pickle_is_refused_and_not_run(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    path = tmp_path / "bomb.pt"
+    path.write_bytes(pickle.dumps({"model.g_a.0.weight": Bomb()}, protocol=2))
+    with pytest.raises(tec.WeightsError, match="safely"):
+        weights.load("fp", weights=str(path))
+    torch.save({"model.g_a.0.weight": Bomb()}, path)
+    with pytest.raises(tec.WeightsError, match="safely"):
+        weights.load("fp", weights=str(path))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("junk", [b"", b"junk", b"\xff" * 64, bytes(200)])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_junk_is_no_checkpoint(tmp_path, junk, suffix):
+    path = tmp_path / f"junk{suffix}"
+    path.write_bytes(junk)
+    with pytest.raises(tec.WeightsError, match="checkpoint"):
+        weights.load("elic", weights=str(path))
+
+
+def test_built_in_weights_are_what_the_manifest_says():
+    for sensor, entries in weights.manifest().items():
+        for model, entry in entries.items():
+            digest = hashlib.sha256(
+                b"".join((weights.FOLDER / f).read_bytes() for f in entry["files"])
+            ).hexdigest()
+            assert digest == entry["sha256"] == weights.sha256(model, sensor=sensor)
+            network = weights.load(model, sensor=sensor)
+            assert sum(p.numel() for p in network.parameters()) == entry["parameters"]
+            assert network is weights.load(model, sensor=sensor)  # loaded once, then shared
+
+
+def test_damaged_built_in_weights_are_noticed(tmp_path, monkeypatch):
+    for file in weights.FOLDER.iterdir():
+        if file.is_file():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    broken = bytearray((tmp_path / "s2l2a-fp.safetensors").read_bytes())
+    broken[-5] ^= 1
+    (tmp_path / "s2l2a-fp.safetensors").write_bytes(broken)
+    monkeypatch.setattr(weights, "FOLDER", tmp_path)
+    with pytest.raises(tec.WeightsError, match="damaged"):
+        weights.load("fp")
+
+
+def test_unknown_names_say_what_there_is():
+    with pytest.raises(tec.WeightsError, match=r"elic \(S2L2A\)"):
+        weights.load("elic", sensor="S2L1C")
+    with pytest.raises(tec.WeightsError, match="no published checkpoint"):
+        weights.load("fp", weights="terracodec", sensor="S2L1C")
+    listed = tec.checkpoints()
+    assert {(m["model"], m["weights"]) for m in listed} >= {
+        ("elic", "builtin"),
+        ("fp", "builtin"),
+        ("elic", "terracodec"),
+    }

@@ -1,0 +1,24 @@
+"""Learned compression of Sentinel-2 cubes for xarray, Dask and Zarr.
+
+>>> import xtec                                             # registers ds.tec and da.tec
+>>> # ds.tec.compress(model="elic").to_zarr("cube.zarr"); xr.open_zarr("cube.zarr")
+"""
+
+from __future__ import annotations
+
+from .accessor import DataArrayAccessor, DatasetAccessor
+from .compression import compress
+from .versions import show_versions
+from .writing import Summary, to_zarr
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DataArrayAccessor",
+    "DatasetAccessor",
+    "Summary",
+    "__version__",
+    "compress",
+    "show_versions",
+    "to_zarr",
+]

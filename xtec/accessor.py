@@ -1,0 +1,79 @@
+"""``ds.tec`` and ``da.tec``: every method is one call of a function that works without them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import xarray as xr
+
+from .compression import compress
+from .writing import Summary, to_zarr
+
+
+class _Accessor:
+    def __init__(self, obj: Any) -> None:
+        self._obj = obj
+
+    def compress(
+        self,
+        *,
+        model: str = "tt",
+        compression: float = 20,
+        weights: str | os.PathLike[str] = "builtin",
+        bands: Mapping[str, str] | Sequence[str] | None = None,
+        sensor: str | None = None,
+        offset: float = 0,
+        scale: float | None = None,
+        nodata: int | float | str | None = "auto",
+        chunks: Mapping[Any, int] | None = None,
+        shards: Mapping[Any, int] | None = None,
+        zarr_format: int = 3,
+    ) -> Any:
+        """Configure the codec, lazily; see :func:`xtec.compress`."""
+        return compress(
+            self._obj,
+            model=model,
+            compression=compression,
+            weights=weights,
+            bands=bands,
+            sensor=sensor,
+            offset=offset,
+            scale=scale,
+            nodata=nodata,
+            chunks=chunks,
+            shards=shards,
+            zarr_format=zarr_format,
+        )
+
+    def to_zarr(
+        self,
+        store: Any,
+        *,
+        mode: str = "w-",
+        overwrite: bool = False,
+        progress: bool = True,
+        storage_options: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> Summary:
+        """Compress and write with a progress bar; see :func:`xtec.to_zarr`."""
+        return to_zarr(
+            self._obj,
+            store,
+            mode=mode,
+            overwrite=overwrite,
+            progress=progress,
+            storage_options=storage_options,
+            **options,
+        )
+
+
+@xr.register_dataset_accessor("tec")
+class DatasetAccessor(_Accessor):
+    """Learned compression of a Dataset of Sentinel-2 images."""
+
+
+@xr.register_dataarray_accessor("tec")
+class DataArrayAccessor(_Accessor):
+    """Learned compression of a DataArray of Sentinel-2 images."""

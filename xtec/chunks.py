@@ -1,0 +1,282 @@
+"""What the codecs for Zarr formats 2 and 3 share: one chunk of an array <-> one cube of tec.
+
+Importing this module loads no network library; the first chunk that is coded does.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import numpy as np
+from tec.config import CodecConfig
+from tec.errors import StreamError, TecError
+
+from xtec import settings
+
+if TYPE_CHECKING:
+    from tec.stream import Header
+
+T = TypeVar("T")
+
+ROLES = ("time", "band", "y", "x")  # the axis order of every chunk in tec
+DTYPES = ("uint16", "int16", "float32")
+REMEDY = (
+    "If this is a subset, a mask or a result that should be stored without the codec, call "
+    "ds.drop_encoding() before writing; to compress it again, ds.drop_encoding().tec.compress(...)"
+)
+
+
+class AlignmentError(TecError):
+    """A write would have to decode stored pixels and encode them again, which loses quality."""
+
+
+class MissingChunkError(TecError):
+    """A chunk that is read was never written."""
+
+
+@dataclass(frozen=True)
+class ChunkCoder:
+    """How the chunks of one array are coded. Small, hashable, pickles as its fields.
+
+    Parameters
+    ----------
+    config : CodecConfig
+        Model, compression, weights, bands, nodata, offset and scale.
+    dims : sequence of str
+        What each axis of the array is: "time", "band", "y" or "x", each once at most, "y" and "x"
+        always there. Without "band", ``config.bands`` holds one band.
+    chunk_shape : sequence of int
+        Shape of a chunk, one number an axis. The band axis is one chunk.
+
+    Raises
+    ------
+    TecError
+        Where these do not fit together.
+    """
+
+    config: CodecConfig
+    dims: tuple[str, ...]
+    chunk_shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dims", tuple(self.dims))
+        object.__setattr__(self, "chunk_shape", tuple(int(n) for n in self.chunk_shape))
+        unknown = [d for d in self.dims if d not in ROLES]
+        if unknown or len(set(self.dims)) < len(self.dims) or not {"y", "x"} <= set(self.dims):
+            raise TecError(
+                f"xtec codec: dims {self.dims} must name each axis once, out of {ROLES}, "
+                f"with 'y' and 'x' among them"
+            )
+        if len(self.chunk_shape) != len(self.dims) or min(self.chunk_shape) < 1:
+            raise TecError(
+                f"xtec codec: chunk_shape {self.chunk_shape} must hold one positive number for "
+                f"each of the dims {self.dims}"
+            )
+        if self.cube_shape[1] != len(self.config.bands):
+            raise TecError(
+                f"xtec codec: a chunk {self._named(self.chunk_shape)} holds {self.cube_shape[1]} "
+                f"of the {len(self.config.bands)} bands {self.config.bands}: all bands must be in "
+                f"one chunk"
+            )
+
+    # configuration
+
+    def configuration(self) -> dict[str, Any]:
+        """All fields as JSON values."""
+        return {
+            **self.config.to_dict(),
+            "dims": list(self.dims),
+            "chunk_shape": list(self.chunk_shape),
+        }
+
+    @classmethod
+    def from_configuration(cls, configuration: Mapping[str, Any]) -> Self:
+        """Mirror of `configuration`. Raises `TecError` on what it does not know."""
+        own, rest = split_configuration(configuration, ("dims", "chunk_shape"))
+        return cls(config=CodecConfig.from_dict(rest), **own)
+
+    # checks
+
+    @property
+    def cube_shape(self) -> tuple[int, int, int, int]:
+        """Shape of a chunk as tec sees it, (time, band, y, x)."""
+        sizes = dict(zip(self.dims, self.chunk_shape, strict=True))
+        return sizes.get("time", 1), sizes.get("band", 1), sizes["y"], sizes["x"]
+
+    def check_shape(self, shape: Sequence[int]) -> None:
+        """Refuse an array (or an inner chunk of a shard) of another rank or number of bands."""
+        if len(shape) != len(self.dims):
+            raise TecError(
+                f"xtec codec: the array has {len(shape)} dimensions {tuple(shape)}, the codec was "
+                f"made for {len(self.dims)}: {self.dims}. {REMEDY}"
+            )
+        bands = dict(zip(self.dims, shape, strict=True)).get("band", 1)
+        if bands != len(self.config.bands):
+            raise TecError(
+                f"xtec codec: the array has {bands} bands, the codec was made for "
+                f"{len(self.config.bands)}: {self.config.bands}. {REMEDY}"
+            )
+
+    def check_dtype(self, dtype: np.dtype) -> None:
+        """Refuse a dtype that tec does not code."""
+        if dtype.name not in DTYPES:
+            raise TecError(
+                f"xtec codec: dtype {dtype.name} cannot be coded, only {', '.join(DTYPES)}. "
+                f"{REMEDY}"
+            )
+
+    def check_fill(self, fill_value: Any) -> None:
+        """Refuse a fill value that is not nodata: edge chunks arrive padded with it."""
+        wanted = 0 if self.config.nodata is None else self.config.nodata
+        if not (fill_value == wanted or (fill_value != fill_value and wanted != wanted)):
+            what = "no nodata value" if self.config.nodata is None else f"nodata {wanted}"
+            raise TecError(
+                f"xtec codec: fill_value {fill_value} does not fit a codec with {what}: create the "
+                f"array with fill_value={wanted} (in xarray encoding['fill_value']). {REMEDY}"
+            )
+
+    def check_chunk(self, shape: Sequence[int]) -> None:
+        """Refuse a chunk of another shape than the configured one."""
+        if tuple(shape) != self.chunk_shape:
+            raise TecError(
+                f"xtec codec: chunks of the array are {tuple(shape)}, the codec was made for "
+                f"{self._named(self.chunk_shape)}: use these chunks. {REMEDY}"
+            )
+
+    def check_header(self, data: bytes, dtype: np.dtype, where: str) -> Header:
+        """Header of a stream, after comparing it with the array. Decodes nothing.
+
+        Raises
+        ------
+        StreamError
+            Where `data` is no stream, or one of another shape, dtype or bands.
+        """
+        from tec import stream
+
+        try:
+            header = stream.peek(data)
+        except TecError as error:
+            raise StreamError(f"{where}: {error}") from error
+        for what, found, wanted in (
+            ("shape (time, band, y, x)", tuple(header.shape), self.cube_shape),
+            ("dtype", np.dtype(header.dtype).name, dtype.name),
+            ("bands", tuple(header.config.bands), tuple(self.config.bands)),
+        ):
+            if found != wanted:
+                raise StreamError(
+                    f"{where}: the stream holds {what} {found}, the array says {wanted}: this "
+                    f"chunk belongs to another array, or the array's metadata was changed"
+                )
+        return header
+
+    # coding
+
+    def to_cube(self, chunk: np.ndarray) -> np.ndarray:
+        """Chunk of the array -> (time, band, y, x) in native byte order (a view where possible)."""
+        self.check_chunk(chunk.shape)
+        self.check_dtype(chunk.dtype)
+        present = [d for d in ROLES if d in self.dims]
+        cube = chunk.transpose([self.dims.index(d) for d in present])
+        cube = cube.reshape(self.cube_shape) if len(present) < 4 else cube
+        return cube.astype(cube.dtype.newbyteorder("="), copy=False)
+
+    def from_cube(self, cube: np.ndarray, dtype: np.dtype) -> np.ndarray:
+        """Mirror of `to_cube`; `dtype` carries the byte order."""
+        present = [d for d in ROLES if d in self.dims]
+        chunk = cube.reshape([cube.shape[ROLES.index(d)] for d in present])
+        return chunk.transpose([present.index(d) for d in self.dims]).astype(dtype, copy=False)
+
+    def encode_chunks(self, chunks: Sequence[np.ndarray]) -> list[bytes]:
+        """Encode chunks of the array in one pass of the network. Blocks: see `run_pass`."""
+        from tec import codec
+
+        cubes = [self.to_cube(chunk) for chunk in chunks]
+        return [bytes(d) for d in codec.encode_many(cubes, self.config, device=settings.device)]
+
+    def decode_chunks(
+        self, data: Sequence[bytes], dtype: np.dtype, where: Sequence[str]
+    ) -> list[np.ndarray]:
+        """Decode chunks of the array in one pass of the network. Blocks: see `run_pass`.
+
+        Parameters
+        ----------
+        data : sequence of bytes
+        dtype : dtype of the array, with its byte order
+        where : sequence of str
+            What to call each chunk in an error.
+
+        Raises
+        ------
+        StreamError
+            Names the chunk; nothing is decoded when one of the headers does not fit the array.
+        """
+        from tec import codec
+
+        for one, name in zip(data, where, strict=True):
+            self.check_header(one, dtype, name)
+        try:
+            cubes = codec.decode_many(list(data), weights=self._path(), device=settings.device)
+        except StreamError as error:
+            if len(data) == 1:
+                raise StreamError(f"{where[0]}: {error}") from error
+            # one by one, to name the chunk that is damaged
+            return [
+                self.decode_chunks([one], dtype, [name])[0]
+                for one, name in zip(data, where, strict=True)
+            ]
+        return [self.from_cube(cube, dtype) for cube in cubes]
+
+    def _path(self) -> str | None:
+        """Path of the checkpoint, which a stream does not keep, where it came from a file."""
+        from tec.stream import weights_id
+
+        weights = self.config.weights
+        return weights if weights_id(weights) == "file" else None
+
+    def _named(self, shape: Sequence[int]) -> str:
+        return ", ".join(f"{d}={n}" for d, n in zip(self.dims, shape, strict=True))
+
+
+def split_configuration(
+    configuration: Mapping[str, Any], names: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The named entries, and the others."""
+    missing = [n for n in names if n not in configuration]
+    if missing:
+        raise TecError(f"xtec codec: the configuration lacks {', '.join(missing)}: {configuration}")
+    rest = {k: v for k, v in configuration.items() if k not in names}
+    return {n: configuration[n] for n in names}, rest
+
+
+# One thread a device codes chunks, whatever the number of readers and writers: zarr would run a
+# pass in each of its executor threads, and each pass wants all cores and its own memory. Waiting
+# chunks queue here with nothing but their input, and leave zarr's threads to its input and output.
+
+_passes: dict[str, ThreadPoolExecutor] = {}
+_passes_lock = threading.Lock()
+
+
+def run_pass(work: Callable[..., T], *args: Any) -> Future[T]:
+    """Queue `work` (an encode or a decode) on the thread of the device in `settings`."""
+    with _passes_lock:
+        executor = _passes.get(settings.device)
+        if executor is None:
+            executor = ThreadPoolExecutor(1, thread_name_prefix=f"xtec-{settings.device}")
+            _passes[settings.device] = executor
+    return executor.submit(work, *args)
+
+
+def _after_fork() -> None:
+    # Threads do not survive a fork: a queue without its thread would wait for ever.
+    global _passes_lock
+    _passes.clear()
+    _passes_lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

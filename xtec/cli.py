@@ -1,0 +1,308 @@
+"""The command ``xtec``: every command is a call of a function that Python can call as well."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from typing import Annotated, Any
+
+import typer
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    help="Learned compression of Sentinel-2 cubes.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+_Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def main() -> None:
+    """Entry point: exit code 0, or one line on standard error and 2 (130 after Ctrl-C)."""
+    with warnings.catch_warnings():
+        # Ours are for users, those of our dependencies are not.
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = _show_warning
+        code = _run()
+    if code == INTERRUPTED:
+        # Not by sys.exit: that waits for the chunks under way, and their tasks complain of the end.
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _run() -> int:
+    try:
+        code = app(standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except (ValueError, OSError, KeyError, ImportError, NotImplementedError) as error:
+        return _fail(str(error) or type(error).__name__)
+    except Exception as error:
+        # Usage errors; typer brings its own click or takes the installed one, so the class cannot
+        # be named.
+        if not hasattr(error, "format_message"):
+            raise
+        return _fail(f"{error.format_message()} (xtec --help shows how)")
+    if code == INTERRUPTED:  # newer typer returns it, older raises
+        _fail("interrupted; what was being written is incomplete and does not open")
+    return code if isinstance(code, int) else 0
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        from . import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def compress(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="IN",
+            help="Zarr store (also .zarr.zip), NetCDF file, GeoTIFF or folder of GeoTIFFs.",
+        ),
+    ],
+    out: Annotated[
+        str,
+        typer.Argument(
+            metavar="OUT", help="Zarr store to write; a name that ends in .zip becomes one file."
+        ),
+    ],
+    model: Annotated[str, typer.Option(help="elic or fp.")] = "elic",
+    compression: Annotated[
+        float, typer.Option(help="Low means smaller, high means better: about 0.4 to 700.")
+    ] = 20.0,
+    weights: Annotated[
+        str, typer.Option(help="builtin, terracodec or the path of a checkpoint.")
+    ] = "builtin",
+    chunks: Annotated[str | None, typer.Option(help="Such as time=4,y=512,x=512.")] = None,
+    shards: Annotated[
+        str | None, typer.Option(help="Such as time=4,y=4096,x=4096 (format 3).")
+    ] = None,
+    offset: Annotated[
+        float | None,
+        typer.Option(
+            help="DN minus reflectance x 10000; by default the attribute 'offset', else 0."
+        ),
+    ] = None,
+    scale: Annotated[
+        float | None, typer.Option(help="Value of one DN, for floats: 1e-4 for reflectance.")
+    ] = None,
+    nodata: Annotated[
+        str, typer.Option(help="A number, 'none', or 'auto' to read it from the input.")
+    ] = "auto",
+    bands: Annotated[
+        str | None,
+        typer.Option(help="B02,B03,... in the order of the band axis, or SR_B2=B02,SR_B3=B03,..."),
+    ] = None,
+    sensor: Annotated[
+        str | None, typer.Option(help="S2L2A or S2L1C; guessed when left out.")
+    ] = None,
+    zarr_format: Annotated[int, typer.Option(help="3 or 2.")] = 3,
+    overwrite: _Overwrite = False,
+) -> None:
+    """Compress a cube into a Zarr store."""
+    from .layout import find_cube
+    from .reading import open_input
+    from .stored import declared_offset
+    from .writing import to_zarr
+
+    # How a file is cut up is nobody's choice here.
+    warnings.filterwarnings("ignore", message="Dask chunks of")
+    ds = open_input(source)
+    named = _bands(bands)
+    if offset is None:
+        offset = declared_offset(find_cube(ds, bands=named, sensor=sensor).data) or 0.0
+    summary = to_zarr(
+        ds,
+        out,
+        overwrite=overwrite,
+        model=model,
+        compression=compression,
+        weights=weights,
+        chunks=_sizes(chunks, "--chunks"),
+        shards=_sizes(shards, "--shards"),
+        offset=offset,
+        scale=scale,
+        nodata=_nodata(nodata),
+        bands=named,
+        sensor=sensor,
+        zarr_format=zarr_format,
+    )
+    typer.echo(str(summary))
+
+
+@app.command()
+def decompress(
+    source: Annotated[str, typer.Argument(metavar="IN", help="Store that xtec has written.")],
+    out: Annotated[
+        str,
+        typer.Argument(
+            metavar="OUT", help=".zarr or .zarr.zip (lossless), .nc, or a folder for GeoTIFFs."
+        ),
+    ],
+    overwrite: _Overwrite = False,
+) -> None:
+    """Give the pixels back as ordinary files; band variables come back as band variables."""
+    from .bandvars import split
+    from .reading import open_input, save
+    from .report import describe
+
+    describe(source)  # says so if there is nothing of ours in it
+    save(split(open_input(source, chunked=True)), out, overwrite=overwrite)
+    typer.echo(f"{source} -> {out}")
+
+
+@app.command()
+def info(
+    store: Annotated[str, typer.Argument(metavar="STORE", help="Store that xtec has written.")],
+    as_json: _Json = False,
+) -> None:
+    """Say what is in a store: model, weights, bands, sizes."""
+    from .report import describe
+
+    found = describe(store)
+    for variable in found["variables"]:
+        for remark in variable["warnings"]:
+            warnings.warn(f"{variable['name']}: {remark}", UserWarning, stacklevel=1)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    typer.echo(f"{found['store']} (Zarr format {found['zarr_format']})")
+    for variable in found["variables"]:
+        _show(_info_rows(variable))
+    if found["other_variables"]:
+        typer.echo(f"not compressed by xtec: {', '.join(found['other_variables'])}")
+
+
+@app.command()
+def models(as_json: _Json = False) -> None:
+    """List the models and where their weights are."""
+    import tec
+
+    found = tec.checkpoints()
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    for entry in found:
+        typer.echo("  ".join(f"{key}={_short(value)}" for key, value in entry.items()))
+
+
+@app.command()
+def demo(
+    cube: Annotated[
+        str | None,
+        typer.Argument(metavar="[CUBE]", help="A cube of yours; a generated scene when left out."),
+    ] = None,
+    model: Annotated[str, typer.Option(help="elic or fp.")] = "elic",
+    compression: Annotated[
+        float, typer.Option(help="Low means smaller, high means better.")
+    ] = 20.0,
+) -> None:
+    """Compress a cube, read it back in another process, and say how well that went."""
+    from .demo import run
+
+    raise typer.Exit(run(cube, model=model, compression=compression))
+
+
+def _fail(message: str, code: int = 2) -> int:
+    sys.stderr.write("xtec: " + " ".join(message.split()) + "\n")
+    return code
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    sys.stderr.write("xtec: warning: " + " ".join(str(message).split()) + "\n")
+
+
+def _show(rows: list[tuple[str, str]]) -> None:
+    width = max(len(name) for name, _ in rows)
+    typer.echo("\n".join(f"  {name:<{width}}  {value}" for name, value in rows))
+
+
+def _info_rows(variable: dict[str, Any]) -> list[tuple[str, str]]:
+    from .writing import human
+
+    size = f"{human(variable['bytes_in'])} -> {human(variable['bytes_out'])}"
+    shape = ", ".join(
+        f"{dim}={n}" for dim, n in zip(variable["dims"], variable["shape"], strict=True)
+    )
+    rows = [
+        ("variable", variable["name"]),
+        ("model", f"{variable['model']}, compression {variable['compression']:g}"),
+        ("weights", f"{variable['weights']} (sha256 {_short(variable['weights_sha256'])})"),
+        ("bands", f"{', '.join(variable['bands'])} ({variable['sensor']})"),
+        ("shape", f"{shape} {variable['dtype']}"),
+        ("chunks", " x ".join(map(str, variable["chunks"]))),
+        (
+            "shards",
+            "none" if variable["shards"] is None else " x ".join(map(str, variable["shards"])),
+        ),
+        (
+            "nodata, offset, scale",
+            f"{variable['nodata']}, {variable['offset']:g}, {variable['scale']:g}",
+        ),
+        ("stream format", str(variable["format"])),
+        ("size", f"{size} ({variable['ratio']:.1f} times smaller)"),
+        ("bits per pixel per band", f"{variable['bpppb']:.4f}"),
+    ]
+    return rows
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text[:16] + "..." if len(text) == 64 else text
+
+
+def _sizes(text: str | None, option: str) -> dict[str, int] | None:
+    """ "time=4,y=512" -> {"time": 4, "y": 512}."""
+    if text is None:
+        return None
+    try:
+        return {
+            dim.strip(): int(size) for dim, size in (part.split("=") for part in text.split(","))
+        }
+    except ValueError:
+        raise ValueError(f"{option} is {text!r}: write it as time=4,y=512,x=512") from None
+
+
+def _bands(text: str | None) -> dict[str, str] | list[str] | None:
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not any("=" in part for part in parts):
+        return parts
+    if not all(part.count("=") == 1 for part in parts):
+        raise ValueError(
+            f"--bands is {text!r}: write names (B02,B03) or pairs (SR_B2=B02,SR_B3=B03), not both"
+        )
+    return dict(part.split("=") for part in parts)  # type: ignore[misc]
+
+
+def _nodata(text: str) -> float | str | None:
+    if text.lower() in ("auto", "none"):
+        return "auto" if text.lower() == "auto" else None
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"--nodata is {text!r}: pass a number, 'none' or 'auto'") from None
+
+
+if __name__ == "__main__":
+    main()

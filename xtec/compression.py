@@ -1,0 +1,300 @@
+"""compress: any Sentinel-2 cube -> the same object, carrying the codec in its encoding."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import numpy as np
+import xarray as xr
+from tec.config import CodecConfig
+
+from .attributes import ATTRIBUTE, CF_ENCODING, storable
+from .bandvars import in_order
+from .grid import DEFAULT_CHUNKS, align, chunk_shape, shard_shape, sizes_of
+from .layout import Cube, find_cube
+from .stored import Stored, stored_form
+
+T = TypeVar("T", xr.Dataset, xr.DataArray)
+
+_PLANNED = {"tt": "the temporal transformer", "flex": "FlexTEC"}
+
+
+def compress(
+    obj: T,
+    *,
+    model: str = "tt",
+    compression: float = 20,
+    weights: str | os.PathLike[str] = "builtin",
+    bands: Mapping[str, str] | Sequence[str] | None = None,
+    sensor: str | None = None,
+    offset: float = 0,
+    scale: float | None = None,
+    nodata: int | float | str | None = "auto",
+    chunks: Mapping[Any, int] | None = None,
+    shards: Mapping[Any, int] | None = None,
+    zarr_format: int = 3,
+) -> T:
+    """Configure the codec for ``obj``, lazily: what comes back is ready for xarray's ``to_zarr``.
+
+    Parameters
+    ----------
+    obj : Dataset or DataArray
+        A Dataset of band variables (they become one variable ``reflectance``), a Dataset with one
+        variable that has a band axis, or a DataArray. Dimensions are those of (time, band, y, x)
+        or their usual synonyms; they come back in this order. Variables that are no reflectance
+        (SCL, masks, angles) are kept, lossless.
+    model : {"tt", "flex", "elic", "fp"}
+        The codec. "tt" and "flex" are not there yet: use "elic".
+    compression : float
+        λ: low means smaller files, high means better pixels. About 0.4 to 700.
+    weights : str
+        "builtin", "terracodec" (published checkpoints from the Hugging Face Hub) or a path.
+    bands : mapping or sequence, optional
+        ``{"SR_B2": "B02", ...}`` maps names of yours to Sentinel-2's; a list names a band axis that
+        has no names.
+    sensor : {"S2L2A", "S2L1C"}, optional
+        Guessed: S2L1C where there is a B10.
+    offset : float
+        What the DN carry on top of reflectance x 10000: 1000 from processing baseline 04.00 on.
+        Where CF attributes (``add_offset``) say it already, leave it at 0.
+    scale : float, optional
+        The value of one DN. Floats without CF packing need it: 1e-4 for reflectance (0 to 1),
+        1 for DN.
+    nodata : number, None or "auto"
+        Set aside and given back bit for bit. "auto" reads encoding and attributes; 0 (NaN for
+        floats) where they say nothing. NaN is always set aside.
+    chunks, shards : mapping, optional
+        Sizes by dimension; by default up to 4 dates of 512 x 512 pixels a chunk, all bands, and no
+        shards.
+    zarr_format : {3, 2}
+        Pass the same to ``to_zarr``. Format 3 protects against misaligned writes and missing
+        chunks, format 2 cannot.
+
+    Returns
+    -------
+    Dataset or DataArray
+        Same kind as ``obj``, Dask-backed. One attribute, ``xtec``, is added to the compressed
+        variable: a JSON text with package version, model, compression and sha256 of the weights.
+
+    Raises
+    ------
+    ValueError
+        On input that the codec cannot take; the message says what to do.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr, xtec
+    >>> pixels = np.full((2, 3, 32, 32), 1200, "uint16")
+    >>> cube = xr.DataArray(pixels, dims=("time", "band", "y", "x"), name="s2")
+    >>> cube = cube.assign_coords(band=["B02", "B03", "B04"])
+    >>> packed = cube.tec.compress(model="elic", compression=20)
+    >>> packed.shape, packed.dtype, packed.encoding["chunks"]
+    ((2, 3, 32, 32), dtype('uint16'), (2, 3, 32, 32))
+    """
+    _check_model(model)
+    if zarr_format not in (2, 3):
+        raise ValueError(f"zarr_format must be 3 or 2, got {zarr_format!r}")
+    blocks = {**DEFAULT_CHUNKS, **sizes_of(chunks, "chunks"), **sizes_of(shards, "shards")}
+    cube = find_cube(obj, bands=bands, sensor=sensor, blocks=blocks)
+    stored = stored_form(cube.data, offset=offset, scale=scale, nodata=nodata)
+    config = CodecConfig(
+        model=model,
+        compression=compression,
+        weights=_absolute(weights),
+        sensor=cube.sensor,
+        bands=cube.bands,
+        nodata=stored.nodata,
+        offset=stored.offset,
+        scale=stored.scale,
+    )
+    config = replace(config, weights_sha256=_weights_sha256(config))
+    sizes = dict(zip(cube.roles, cube.data.shape, strict=True))
+    names = dict(zip(cube.roles, cube.data.dims, strict=True))
+    chunk = chunk_shape(sizes, names, chunks)
+    shard = None if shards is None else shard_shape(sizes, names, chunk, shards, zarr_format)
+    packed = _pack(cube, config, stored, chunk, shard, zarr_format)
+    if isinstance(obj, xr.DataArray):
+        return _as_dataarray(packed)  # type: ignore[return-value]
+    return _as_dataset(obj, cube, packed, dict(zip(cube.data.dims, shard or chunk, strict=True)))  # type: ignore[return-value]
+
+
+def is_packed(obj: xr.Dataset | xr.DataArray) -> bool:
+    """Whether ``compress`` has been here: a variable carries our codec in its encoding."""
+    variables = [obj] if isinstance(obj, xr.DataArray) else list(obj.data_vars.values())
+    return any(codec_of(v.encoding) is not None for v in variables)
+
+
+def codec_of(encoding: Mapping[str, Any]) -> Any | None:
+    """Our codec in the encoding of a variable, or None."""
+    from .chunks import ChunkCoder
+
+    compressors = encoding.get("compressors") or ()
+    for codec in (
+        encoding.get("serializer"),
+        *(compressors if isinstance(compressors, (list, tuple)) else (compressors,)),
+    ):
+        if isinstance(codec, ChunkCoder):
+            return codec
+    return None
+
+
+def _check_model(model: str) -> None:
+    if model in _PLANNED:
+        raise ValueError(
+            f"model {model!r} ({_PLANNED[model]}) is not part of this version yet: pass "
+            "model='elic'"
+        )
+
+
+def _absolute(weights: Any) -> Any:
+    """A path as whoever reads the store from another folder needs it."""
+    is_path = isinstance(weights, os.PathLike) or weights not in ("builtin", "terracodec")
+    return os.path.abspath(weights) if is_path and os.path.isfile(weights) else weights
+
+
+def _weights_sha256(config: CodecConfig) -> str:
+    from tec import weights
+
+    # Whoever asks for weights="terracodec" here has allowed their download.
+    return weights.sha256(
+        config.model,
+        weights=config.weights,
+        sensor=config.sensor,
+        compression=config.compression,
+        download=True,
+    )
+
+
+def _pack(
+    cube: Cube,
+    config: CodecConfig,
+    stored: Stored,
+    chunk: tuple[int, ...],
+    shard: tuple[int, ...] | None,
+    zarr_format: int,
+) -> xr.DataArray:
+    """The variable in blocks of whole chunks, with its encoding and provenance."""
+    data = cube.data.copy(deep=False)
+    if not data.dtype.isnative:  # NetCDF 3 is big-endian; no Zarr codec's business
+        data = data.astype(data.dtype.newbyteorder("="), keep_attrs=True).assign_attrs(data.attrs)
+        data.encoding = dict(cube.data.encoding)
+    data.attrs = storable(data.attrs, f"variable {data.name!r}")
+    old, variables = _provenance(data), cube.variables
+    if variables is None and old is not None:
+        variables = old.get("variables")
+    data.attrs[ATTRIBUTE] = json.dumps(provenance(config, variables))
+    data = align(data, shard or chunk, cube.roles)
+    encoding = {key: value for key, value in data.encoding.items() if key in CF_ENCODING}
+    if "dtype" in encoding:
+        encoding["dtype"] = stored.dtype
+    encoding["chunks"] = chunk
+    encoding["filters"] = () if zarr_format == 3 else None
+    encoding["write_empty_chunks"] = True
+    if zarr_format == 3:
+        from .zarr3 import XtecCodec
+
+        encoding["serializer"] = XtecCodec(config=config, dims=cube.roles, chunk_shape=chunk)
+        encoding["compressors"] = ()
+        encoding["fill_value"] = stored.fill_value
+        if shard is not None:
+            encoding["shards"] = shard
+    else:
+        from .zarr2 import XtecCodec2
+
+        encoding["compressors"] = (
+            XtecCodec2(config=config, dims=cube.roles, chunk_shape=chunk, dtype=stored.dtype.str),
+        )
+    data.encoding = encoding
+    return data
+
+
+def provenance(config: CodecConfig, variables: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What the attribute ``xtec`` says, as JSON values."""
+    from . import __version__
+
+    kept = {
+        key: value
+        for key, value in config.to_dict().items()
+        if key in ("format", "model", "compression", "weights", "weights_sha256")
+    }
+    return {
+        "version": __version__,
+        **kept,
+        **({} if variables is None else {"variables": variables}),
+    }
+
+
+def _provenance(data: xr.DataArray) -> dict[str, Any] | None:
+    """What an earlier ``compress`` has left on a cube that is compressed again."""
+    try:
+        found = json.loads(data.attrs.get(ATTRIBUTE, "null"))
+    except (TypeError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _as_dataarray(packed: xr.DataArray) -> xr.DataArray:
+    for name, coord in packed.coords.items():
+        _check_objects(name, coord)
+        coord.variable.encoding = _cf_only(coord)
+        coord.variable.attrs = storable(coord.attrs, f"coordinate {name!r}")
+    return packed
+
+
+def _as_dataset(
+    obj: xr.Dataset, cube: Cube, packed: xr.DataArray, blocks: dict[Hashable, int]
+) -> xr.Dataset:
+    out = obj.copy(deep=False)
+    order = [name for name in out.data_vars if name not in cube.sources[1:]]
+    order[order.index(cube.sources[0])] = packed.name
+    kept = {
+        name: _kept(name, out[name], blocks)
+        for name in out.variables
+        if name not in cube.sources and name not in packed.coords
+    }
+    out = (
+        _as_dataarray(packed)
+        .to_dataset()
+        .assign({name: v for name, v in kept.items() if name in out.data_vars})
+    )
+    out = out.assign_coords({name: v for name, v in kept.items() if name not in out.data_vars})
+    out = in_order(out, order)
+    out.attrs = storable(obj.attrs, "the dataset")
+    return out
+
+
+def _kept(name: Hashable, data: xr.DataArray, blocks: dict[Hashable, int]) -> xr.Variable:
+    """A variable that is no reflectance: lossless, images in the blocks of the cube."""
+    _check_objects(name, data)
+    variable = data.variable.copy(deep=False)
+    encoding = _cf_only(data)
+    if len(blocks.keys() & set(variable.dims)) >= 2 or variable.chunks is not None:
+        sizes = {dim: min(blocks.get(dim, size), size) for dim, size in variable.sizes.items()}
+        variable = variable.chunk(sizes)
+        encoding["chunks"] = tuple(sizes.values())
+    variable.encoding = encoding
+    variable.attrs = storable(data.attrs, f"variable {name!r}")
+    return variable
+
+
+def _cf_only(data: xr.DataArray) -> dict[str, Any]:
+    return {
+        key: value for key, value in data.encoding.items() if key in (*CF_ENCODING, "fill_value")
+    }
+
+
+def _check_objects(name: Hashable, data: xr.DataArray) -> None:
+    if data.dtype == object and data.chunks is None:
+        odd = next(
+            (v for v in np.ravel(data.values).tolist() if isinstance(v, (dict, list, set, tuple))),
+            None,
+        )
+        if odd is not None:
+            raise ValueError(
+                f"coordinate {name!r} holds {type(odd).__name__}s, which Zarr cannot store: drop "
+                f"it with .drop_vars({name!r})"
+            )

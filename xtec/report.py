@@ -1,0 +1,118 @@
+"""What is in a store: the codec's settings and what it saved."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import zarr
+from zarr.codecs import ShardingCodec
+from zarr.storage import ZipStore
+
+from .attributes import ATTRIBUTE
+from .chunks import ChunkCoder
+from .quality import bpppb
+from .writing import quiet
+
+
+def describe(store: str | os.PathLike[str]) -> dict[str, Any]:
+    """Settings and sizes of every variable that our codec has compressed, as JSON values.
+
+    Decodes nothing and loads no network.
+
+    Raises
+    ------
+    ValueError
+        ``store`` is no Zarr store, or none of its variables is compressed by xtec.
+    """
+    text = os.fspath(store)
+    place = ZipStore(Path(text), mode="r") if text.endswith(".zip") else text
+    try:
+        with quiet():
+            group = zarr.open_group(place, mode="r", use_consolidated=False)
+            arrays = dict(group.arrays())
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{text} is not a whole Zarr store (it has no root metadata): was its writing "
+            "interrupted?"
+        ) from error
+    compressed = {
+        name: codec for name, array in arrays.items() if (codec := find_codec(array)) is not None
+    }
+    if not compressed:
+        raise ValueError(
+            f"{text} holds no variable that xtec has compressed; its variables are {sorted(arrays)}"
+        )
+    return {
+        "store": text,
+        "zarr_format": group.metadata.zarr_format,
+        "variables": [
+            _describe(name, arrays[name], codec) for name, codec in sorted(compressed.items())
+        ],
+        "other_variables": sorted(set(arrays) - set(compressed)),
+    }
+
+
+def find_codec(array: zarr.Array) -> ChunkCoder | None:
+    """Our codec among those of an array, also inside shards."""
+    return next((codec for codec in _codecs(array) if isinstance(codec, ChunkCoder)), None)
+
+
+def _codecs(array: zarr.Array) -> list[Any]:
+    if array.metadata.zarr_format == 2:
+        return [*(array.metadata.filters or ()), array.metadata.compressor]
+    found: list[Any] = []
+    for codec in array.metadata.codecs:
+        found.extend(codec.codecs if isinstance(codec, ShardingCodec) else [codec])
+    return found
+
+
+def _describe(name: str, array: zarr.Array, codec: ChunkCoder) -> dict[str, Any]:
+    stored, samples = array.nbytes_stored(), array.size
+    config = codec.config.to_dict()
+    others = [
+        type(other).__name__ for other in _codecs(array) if other is not None and other is not codec
+    ]
+    remarks = []
+    if others:
+        remarks.append(
+            f"{', '.join(others)} beside the codec: partial reads and the checks on writes are "
+            "off; write again with compressors=() and filters=()"
+        )
+    return {
+        "name": name,
+        **{
+            key: config[key]
+            for key in (
+                "model",
+                "compression",
+                "weights",
+                "weights_sha256",
+                "format",
+                "sensor",
+                "bands",
+                "nodata",
+            )
+        },
+        **{key: config[key] for key in ("offset", "scale")},
+        "dims": list(codec.dims),
+        "shape": list(array.shape),
+        "dtype": str(array.dtype),
+        "chunks": list(array.chunks),
+        "shards": None if array.shards is None else list(array.shards),
+        "bytes_in": samples * array.dtype.itemsize,
+        "bytes_out": stored,
+        "ratio": samples * array.dtype.itemsize / stored,
+        "bpppb": bpppb(stored, samples),
+        "written_by": _written_by(array),
+        "warnings": remarks,
+    }
+
+
+def _written_by(array: zarr.Array) -> str | None:
+    try:
+        return json.loads(array.attrs[ATTRIBUTE])["version"]  # type: ignore[arg-type]
+    except (KeyError, TypeError, ValueError):
+        return None

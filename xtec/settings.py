@@ -1,0 +1,20 @@
+"""Settings of this process. None of them is ever written into a store.
+
+Read when a chunk is coded, so they can be changed at any time::
+
+    import xtec.settings
+    xtec.settings.device = "cuda:0"
+"""
+
+from __future__ import annotations
+
+import os
+
+device: str = os.environ.get("XTEC_DEVICE", "auto")
+"""Where the networks run: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
+Environment variable ``XTEC_DEVICE``."""
+
+missing_chunks: str = os.environ.get("XTEC_MISSING_CHUNKS", "raise")
+"""What a read does with a chunk that was never written (format 3 only): ``"raise"``, or ``"fill"``
+to see it as nodata, for looking at what an interrupted write has left.
+Environment variable ``XTEC_MISSING_CHUNKS``."""

@@ -1,0 +1,313 @@
+"""to_zarr: write a compressed cube so that it is whole or does not open."""
+
+from __future__ import annotations
+
+import html
+import math
+import os
+import shutil
+import time
+import warnings
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import xarray as xr
+
+from .compression import codec_of, compress, is_packed
+from .quality import bpppb
+from .zarr2 import XtecCodec2
+
+if TYPE_CHECKING:
+    from .rootlast import RootLast
+
+#: Chunks that zarr may hand over in one call, where a Dask block holds several.
+BATCH = 4
+#: Zarr's two warnings about format 3 that say nothing to users of this package.
+QUIET = (
+    r"The data type \(FixedLengthUTF32\(length=\d+, endianness='\w+'\)\) does not have a Zarr V3 "
+    r"specification\.",
+    r"Consolidated metadata is currently not part in the Zarr format 3 specification\.",
+)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What was written. Prints well in a terminal and in a notebook.
+
+    Attributes
+    ----------
+    store : where
+    variable : name of the compressed variable
+    model, compression : of the codec
+    samples : values in the cube (dates x bands x rows x columns)
+    bytes_in : size of these values as they would be stored without compression
+    bytes_out : size of the variable in the store, metadata included
+    seconds : reading, compressing and writing
+    """
+
+    store: str
+    variable: str
+    model: str
+    compression: float
+    samples: int
+    bytes_in: int
+    bytes_out: int
+    seconds: float
+
+    @property
+    def ratio(self) -> float:
+        """How many times smaller."""
+        return self.bytes_in / self.bytes_out
+
+    @property
+    def bpppb(self) -> float:
+        """Bits per pixel per band."""
+        return bpppb(self.bytes_out, self.samples)
+
+    @property
+    def mb_per_s(self) -> float:
+        """10^6 bytes of input a second."""
+        return self.bytes_in / 1e6 / self.seconds if self.seconds else float("inf")
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Name and value of each line, for tables."""
+        return [
+            ("store", self.store),
+            ("variable", self.variable),
+            ("model", f"{self.model}, compression {self.compression:g}"),
+            (
+                "size",
+                f"{human(self.bytes_in)} -> {human(self.bytes_out)} ({self.ratio:.1f} times "
+                "smaller)",
+            ),
+            ("bits per pixel per band", f"{self.bpppb:.4f}"),
+            ("time", f"{self.seconds:.1f} s ({self.mb_per_s:.1f} MB/s)"),
+        ]
+
+    def __str__(self) -> str:
+        width = max(len(name) for name, _ in self.rows())
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in self.rows())
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        cells = (
+            f"<tr><th style='text-align:left'>{html.escape(a)}</th><td>{html.escape(b)}</td></tr>"
+            for a, b in self.rows()
+        )
+        return f"<table>{''.join(cells)}</table>"
+
+
+def human(nbytes: float) -> str:
+    """Bytes for people, decimal.
+
+    Examples
+    --------
+    >>> human(2_500_000)
+    '2.5 MB'
+    """
+    if nbytes < 1000:
+        return f"{nbytes:.0f} bytes"
+    power = min(int(math.log10(nbytes) // 3), 4)
+    return f"{nbytes / 1000**power:.1f} {('kB', 'MB', 'GB', 'TB')[power - 1]}"
+
+
+def to_zarr(
+    obj: xr.Dataset | xr.DataArray,
+    store: Any,
+    *,
+    mode: str = "w-",
+    overwrite: bool = False,
+    progress: bool = True,
+    storage_options: dict[str, Any] | None = None,
+    **options: Any,
+) -> Summary:
+    """Compress and write. The store opens once it is whole: the root metadata is written last.
+
+    Parameters
+    ----------
+    obj : Dataset or DataArray
+        Anything that :func:`xtec.compress` takes, or what it has returned.
+    store : path, URL or zarr Store
+        A path that ends in ``.zip`` becomes one file.
+    mode, overwrite : {"w-", "w"}, bool
+        ``mode="w"`` and ``overwrite=True`` both delete what is there first.
+    progress : bool
+        Show a bar in a terminal or notebook.
+    storage_options : dict, optional
+        For URLs.
+    **options
+        As for :func:`xtec.compress`.
+
+    Returns
+    -------
+    Summary
+
+    Raises
+    ------
+    ValueError
+        On input that the codec cannot take.
+    FileExistsError
+        When there is something at ``store``.
+    """
+    if mode not in ("w-", "w"):
+        raise ValueError(
+            f"mode must be 'w-' or 'w', got {mode!r}: to append or to write a region use "
+            ".tec.compress() and xarray's to_zarr"
+        )
+    packed = obj if is_packed(obj) and not options else compress(obj, **options)  # type: ignore[type-var]
+    overwrite = overwrite or mode == "w"
+    started = time.perf_counter()
+    if isinstance(store, (str, os.PathLike)) and os.fspath(store).endswith(".zip"):
+        write_zip(packed, Path(store), overwrite, progress)
+        size = _zip_size(Path(store), _variable(packed)[0])
+    else:
+        size = _stored_size(
+            write_store(packed, store, overwrite, progress, storage_options), _variable(packed)[0]
+        )
+    return _summary(packed, str(store), size, time.perf_counter() - started)
+
+
+def write_store(
+    obj: xr.Dataset | xr.DataArray,
+    store: Any,
+    overwrite: bool,
+    progress: bool,
+    storage_options: dict[str, Any] | None = None,
+) -> Any:
+    """Write ``obj`` as it is, root metadata last; returns the zarr Store."""
+    import zarr
+
+    from .rootlast import RootLast, open_store, prepare
+
+    target = open_store(store, storage_options)
+    prepare(target, overwrite)
+    guarded: RootLast = RootLast(target)
+    zarr_format = (
+        2 if any(isinstance(codec_of(v.encoding), XtecCodec2) for v in _variables(obj)) else 3
+    )
+    # zarr reads the batch size when an array is opened; it stays with that array.
+    with quiet(), zarr.config.set({"codec_pipeline.batch_size": BATCH}):
+        delayed = obj.to_zarr(guarded, mode="w-", zarr_format=zarr_format, compute=False)
+    with bar("compressing" if is_packed(obj) else "writing", progress):
+        delayed.compute()
+    guarded.commit()
+    return target
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the two warnings in ``QUIET``."""
+    with warnings.catch_warnings():
+        for message in QUIET:
+            warnings.filterwarnings("ignore", message=message)
+        yield
+
+
+@contextmanager
+def bar(title: str, show: bool) -> Iterator[None]:
+    """A progress bar over the Dask tasks inside, if this is a terminal or a notebook."""
+    if not show:
+        yield
+        return
+    from dask.callbacks import Callback
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    if not (console.is_terminal or console.is_jupyter):
+        yield
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as shown:
+        task = shown.add_task(title, total=None)
+
+        def advance(key: Any, result: Any, dsk: Any, state: Any, worker: Any) -> None:
+            done = len(state["finished"])
+            shown.update(
+                task,
+                completed=done,
+                total=done + sum(len(state[k]) for k in ("ready", "waiting", "running")),
+            )
+
+        with Callback(posttask=advance):
+            yield
+
+
+def _variables(obj: xr.Dataset | xr.DataArray) -> list[xr.DataArray]:
+    return [obj] if isinstance(obj, xr.DataArray) else list(obj.data_vars.values())
+
+
+def _variable(packed: xr.Dataset | xr.DataArray) -> tuple[str, xr.DataArray]:
+    """The compressed variable, by the name it has in the store."""
+    for data in _variables(packed):
+        if codec_of(data.encoding) is not None:
+            named = (
+                data.name is not None
+                and data.name not in data.coords
+                and data.name not in data.dims
+            )
+            return (str(data.name) if named else "__xarray_dataarray_variable__"), data
+    raise ValueError("there is no compressed variable: call .tec.compress() first")
+
+
+def _summary(packed: xr.Dataset | xr.DataArray, store: str, size: int, seconds: float) -> Summary:
+    name, data = _variable(packed)
+    config = codec_of(data.encoding).config  # type: ignore[union-attr]
+    itemsize = data.encoding.get("dtype", data.dtype).itemsize
+    return Summary(
+        store,
+        name,
+        config.model,
+        config.compression,
+        data.size,
+        data.size * itemsize,
+        size,
+        seconds,
+    )
+
+
+def _stored_size(store: Any, name: str) -> int:
+    from zarr.core.sync import sync
+
+    return sync(store.getsize_prefix(name))
+
+
+def _zip_size(path: Path, name: str) -> int:
+    with zipfile.ZipFile(path) as archive:
+        return sum(
+            info.file_size for info in archive.infolist() if info.filename.startswith(f"{name}/")
+        )
+
+
+def write_zip(obj: xr.Dataset | xr.DataArray, path: Path, overwrite: bool, progress: bool) -> None:
+    """By way of a folder: zarr's own ZipStore does not survive being written by Dask."""
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists: pass overwrite=True to replace it")
+    folder = path.with_name(path.name + ".partial")
+    archive_path = path.with_name(path.name + ".partial.zip")
+    try:
+        write_store(obj, folder, True, progress)
+        with zipfile.ZipFile(archive_path, "w", zipfile.ZIP_STORED) as archive:
+            for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+                archive.write(file, file.relative_to(folder).as_posix())
+        os.replace(archive_path, path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        archive_path.unlink(missing_ok=True)

@@ -1,0 +1,283 @@
+"""The codec for Zarr format 3: an array-to-bytes codec (``serializer``) named ``xtec``.
+
+What zarr 3.1 does, and what follows:
+
+- Partial decode and encode are used only where this is the only codec of the array (or of the
+  chunks in a shard). With a compressor behind it zarr decodes, merges and encodes again by itself,
+  and an absent chunk reads as nodata: always pass ``compressors=()`` and ``filters=()``. A codec
+  cannot see its neighbours, so it cannot refuse.
+- Zarr leaves ``write_empty_chunks`` to a codec with partial encode. This one writes every chunk, a
+  chunk of nodata too (it costs a header), so that an absent chunk means "never written" even where
+  that setting got lost: it belongs to an open array, and appends and regions open it anew.
+- A shard that is absent as a whole never reaches the codec: it reads as nodata.
+- ``validate`` is not called for codecs inside shards; ``evolve_from_array_spec`` is, with the shape
+  of the inner chunk in place of the array's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import numpy as np
+from tec.errors import TecError
+from zarr.abc.codec import (
+    ArrayBytesCodec,
+    ArrayBytesCodecPartialDecodeMixin,
+    ArrayBytesCodecPartialEncodeMixin,
+)
+
+from xtec import settings
+from xtec.chunks import ROLES, AlignmentError, ChunkCoder, MissingChunkError, run_pass
+
+if TYPE_CHECKING:
+    from zarr.abc.store import ByteGetter, ByteSetter
+    from zarr.core.array_spec import ArraySpec
+    from zarr.core.buffer import Buffer, NDBuffer
+    from zarr.core.indexing import SelectorTuple
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class XtecCodec(
+    ChunkCoder,
+    ArrayBytesCodec,
+    ArrayBytesCodecPartialDecodeMixin,
+    ArrayBytesCodecPartialEncodeMixin,
+):
+    """Learned compression of the chunks of an array of Sentinel-2 images, lossy.
+
+    Use as the ``serializer`` of an array with ``compressors=()``, ``filters=()`` and a
+    ``fill_value`` that is nodata (0 without one). With ``shards`` it codes the chunks inside them.
+
+    Parameters
+    ----------
+    config, dims, chunk_shape
+        See `xtec.chunks.ChunkCoder`.
+
+    Raises
+    ------
+    TecError
+        On creating or opening an array that does not fit the configuration.
+    AlignmentError
+        On a write that covers only a part of what a chunk holds.
+    MissingChunkError
+        On reading a chunk that was never written (see ``xtec.settings.missing_chunks``).
+    StreamError
+        On reading a chunk that is damaged or not of this array.
+    """
+
+    is_fixed_size = False
+
+    # metadata
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        return cls.from_configuration(data.get("configuration") or {})
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": "xtec", "configuration": self.configuration()}
+
+    def evolve_from_array_spec(self, array_spec: ArraySpec) -> Self:
+        self.check_shape(array_spec.shape)
+        self.check_dtype(array_spec.dtype.to_native_dtype())
+        self.check_fill(array_spec.fill_value)
+        return self
+
+    def validate(self, *, shape: tuple[int, ...], dtype: Any, chunk_grid: Any) -> None:
+        self.check_shape(shape)
+        self.check_chunk(getattr(chunk_grid, "chunk_shape", ()))
+
+    def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
+        raise NotImplementedError("the size of a chunk is known after encoding only")
+
+    # whole chunks: called where another codec stands beside this one
+
+    async def encode(
+        self, chunks_and_specs: Iterable[tuple[NDBuffer | None, ArraySpec]]
+    ) -> list[Buffer | None]:
+        batch = list(chunks_and_specs)
+        chunks = [chunk.as_numpy_array() for chunk, _ in batch if chunk is not None]
+        data = iter(await _in_pass(self.encode_chunks, chunks) if chunks else [])
+        return [
+            None if chunk is None else spec.prototype.buffer.from_bytes(next(data))
+            for chunk, spec in batch
+        ]
+
+    async def decode(
+        self, chunks_and_specs: Iterable[tuple[Buffer | None, ArraySpec]]
+    ) -> list[NDBuffer | None]:
+        # None (an absent chunk) passes: zarr asks for it before the first write, too.
+        batch = list(chunks_and_specs)
+        data = [buffer.to_bytes() for buffer, _ in batch if buffer is not None]
+        specs = [spec for buffer, spec in batch if buffer is not None]
+        chunks = iter(await self._decode(data, specs, [_UNKNOWN] * len(data)))
+        return [
+            None if buffer is None else spec.prototype.nd_buffer.from_numpy_array(next(chunks))
+            for buffer, spec in batch
+        ]
+
+    async def _encode_single(self, chunk_data: NDBuffer, chunk_spec: ArraySpec) -> Buffer | None:
+        return (await self.encode([(chunk_data, chunk_spec)]))[0]
+
+    async def _decode_single(self, chunk_data: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
+        chunk = (await self.decode([(chunk_data, chunk_spec)]))[0]
+        if chunk is None:
+            raise MissingChunkError(f"{_UNKNOWN}: there is nothing to decode")
+        return chunk
+
+    async def _decode(
+        self, data: Sequence[bytes], specs: Sequence[ArraySpec], where: Sequence[str]
+    ) -> list[np.ndarray]:
+        if not data:
+            return []
+        for spec in specs:
+            self.check_chunk(spec.shape)
+        dtype = specs[0].dtype.to_native_dtype()
+        return await _in_pass(self.decode_chunks, data, dtype, where)
+
+    # reading
+
+    async def decode_partial(
+        self, batch_info: Iterable[tuple[ByteGetter, SelectorTuple, ArraySpec]]
+    ) -> list[NDBuffer | None]:
+        batch = list(batch_info)
+        buffers = await asyncio.gather(*(getter.get(spec.prototype) for getter, _, spec in batch))
+        found = [
+            (buffer.to_bytes(), selection, spec, _where(getter))
+            for buffer, (getter, selection, spec) in zip(buffers, batch, strict=True)
+            if buffer is not None
+        ]
+        if len(found) < len(batch) and settings.missing_chunks != "fill":
+            absent = next(g for b, (g, *_) in zip(buffers, batch, strict=True) if b is None)
+            raise MissingChunkError(
+                f"{_where(absent)} was never written: was writing this store interrupted? Write "
+                f"the missing part again. To look at what is there, with nodata in place of "
+                f"missing chunks, set xtec.settings.missing_chunks = 'fill' "
+                f"(or XTEC_MISSING_CHUNKS=fill in the environment)"
+            )
+        chunks = iter(
+            await self._decode(
+                [data for data, *_ in found],
+                [spec for _, _, spec, _ in found],
+                [where for *_, where in found],
+            )
+        )
+        return [
+            None
+            if buffer is None  # zarr fills
+            else spec.prototype.nd_buffer.from_numpy_array(np.asarray(next(chunks)[selection]))
+            for buffer, (_, selection, spec) in zip(buffers, batch, strict=True)
+        ]
+
+    async def _decode_partial_single(
+        self, byte_getter: ByteGetter, selection: SelectorTuple, chunk_spec: ArraySpec
+    ) -> NDBuffer | None:
+        return (await self.decode_partial([(byte_getter, selection, chunk_spec)]))[0]
+
+    # writing
+
+    async def encode_partial(
+        self, batch_info: Iterable[tuple[ByteSetter, NDBuffer, SelectorTuple, ArraySpec]]
+    ) -> None:
+        batch = list(batch_info)
+        await asyncio.gather(*(self._refuse_reencoding(s, sel, spec) for s, _, sel, spec in batch))
+        try:
+            data = await _in_pass(
+                lambda: self.encode_chunks(
+                    [_whole_chunk(v.as_numpy_array(), sel, spec) for _, v, sel, spec in batch]
+                )
+            )
+        except TecError as error:
+            error.add_note(f"while encoding {', '.join(_where(setter) for setter, *_ in batch)}")
+            raise
+        # again, since another writer may have come first while this one waited for its turn
+        await asyncio.gather(*(self._refuse_reencoding(s, sel, spec) for s, _, sel, spec in batch))
+        await asyncio.gather(
+            *(
+                setter.set(spec.prototype.buffer.from_bytes(one))
+                for one, (setter, _, _, spec) in zip(data, batch, strict=True)
+            )
+        )
+
+    async def _encode_partial_single(
+        self,
+        byte_setter: ByteSetter,
+        chunk_array: NDBuffer,
+        selection: SelectorTuple,
+        chunk_spec: ArraySpec,
+    ) -> None:
+        await self.encode_partial([(byte_setter, chunk_array, selection, chunk_spec)])
+
+    async def _refuse_reencoding(
+        self, setter: ByteSetter, selection: SelectorTuple, spec: ArraySpec
+    ) -> None:
+        """Refuse a write that leaves out pixels which the chunk in the store holds."""
+        self.check_chunk(spec.shape)
+        if _is_complete(selection, spec.shape):
+            return
+        stored = await setter.get(spec.prototype)
+        if stored is None:
+            return
+        where = _where(setter)
+        header = self.check_header(stored.to_bytes(), spec.dtype.to_native_dtype(), where)
+        time, y, x = header.extent
+        extent = dict(zip(ROLES, (time, self.cube_shape[1], y, x), strict=True))
+        held = tuple(slice(0, extent[d]) for d in self.dims)
+        covered = np.zeros(spec.shape, bool)
+        covered[selection] = True
+        if covered[held].all():
+            return
+        raise AlignmentError(
+            f"{where} already holds {self._ranges(held, spec.shape)}, and this "
+            f"write covers {self._ranges(selection, spec.shape)} of it: the rest would have to be "
+            f"decoded and encoded again, which loses quality. Write whole chunks (start and stop "
+            f"at multiples of {self._named(self.chunk_shape)}, or stop at the end of the array), "
+            f"or all that this chunk holds in one write, together with what is new. If this was an "
+            f"append, the array is now longer than what it holds: resize it back (zarr's resize)"
+        )
+
+    def _ranges(self, selection: SelectorTuple, shape: tuple[int, ...]) -> str:
+        """ "time 0:4, y 0:64" of a selection: the bounding box."""
+        hit = np.zeros(shape, bool)
+        hit[selection] = True
+        axes = range(len(shape))
+        inside = [np.flatnonzero(hit.any(tuple(a for a in axes if a != axis))) for axis in axes]
+        return ", ".join(f"{d} {i[0]}:{i[-1] + 1}" for d, i in zip(self.dims, inside, strict=True))
+
+
+_UNKNOWN = "a chunk"
+
+
+async def _in_pass(work: Callable[..., T], *args: Any) -> T:
+    return await asyncio.wrap_future(run_pass(work, *args))
+
+
+def _where(byte_getter: Any) -> str:
+    """What to call a chunk in an error: its address, or its place in the shard."""
+    coords = getattr(byte_getter, "chunk_coords", None)
+    return f"chunk {byte_getter}" if coords is None else f"inner chunk {coords} of a shard"
+
+
+def _is_complete(selection: SelectorTuple, shape: tuple[int, ...]) -> bool:
+    """Whether plain slices select all of a chunk."""
+    return isinstance(selection, tuple) and all(
+        isinstance(s, slice) and s.indices(n) == (0, n, 1)
+        for s, n in zip(selection, shape, strict=True)
+    )
+
+
+def _whole_chunk(value: np.ndarray, selection: SelectorTuple, spec: ArraySpec) -> np.ndarray:
+    """The chunk to encode: `value` itself, or fill with `value` at `selection`.
+
+    `value` is a scalar, or lacks the axes that were indexed with an integer.
+    """
+    if value.shape == spec.shape and _is_complete(selection, spec.shape):
+        return value
+    chunk = np.full(spec.shape, spec.fill_value, spec.dtype.to_native_dtype())
+    selected = np.broadcast_to(np.uint8(0), spec.shape)[selection].shape
+    chunk[selection] = value.reshape(selected) if value.ndim else value
+    return chunk
