@@ -20,6 +20,7 @@ CONFIG = CompactConfig(
     hyper=4,
     side=8,
     hidden=8,
+    hyper_widths=(8, 8, 8, 8),
     rates=(0.4, 20.0, 700.0),
     scales=(40, 0.05, 200.0, 0.0625),
 )

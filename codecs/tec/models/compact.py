@@ -35,6 +35,7 @@ class CompactConfig:
     widths : channels of the convolutional path at strides 2, 4 and 8
     groups : channel groups of the entropy model, in coding order; they sum to ``latents``
     hyper, side, hidden : channels of the hyperlatent, of its synthesis and of the context networks
+    hyper_widths : channels inside the hyper analysis (two) and the hyper synthesis (two)
     rates : λ of each gain vector, ascending
     scales : levels, smallest, largest and certain scale (`tec.entropy.portable.ScaleGrid`)
     """
@@ -46,6 +47,7 @@ class CompactConfig:
     hyper: int = 48
     side: int = 192
     hidden: int = 160
+    hyper_widths: tuple[int, int, int, int] = (96, 64, 96, 128)
     rates: tuple[float, ...] = (0.4, 1.16, 3.38, 9.82, 28.5, 82.9, 241.0, 700.0)
     scales: tuple[int, float, float, float] = (80, 0.04, 400.0, 0.0625)
 
@@ -268,19 +270,20 @@ class CompactElic(_Compact):
         super().__init__(config)
         m, z, side = config.latents, config.hyper, config.side
         rates = len(config.rates)
+        a, b, c, d = config.hyper_widths
         self.hyper_analysis = nn.Sequential(
-            nn.Conv2d(m, 96, 3, padding=1),
+            nn.Conv2d(m, a, 3, padding=1),
             nn.ReLU(),
-            _down(96, 64),
+            _down(a, b),
             nn.ReLU(),
-            nn.Conv2d(64, z, 3, padding=1),
+            nn.Conv2d(b, z, 3, padding=1),
         )
         self.hyper_synthesis = nn.Sequential(
-            nn.Conv2d(z, 96, 3, padding=1),
+            nn.Conv2d(z, c, 3, padding=1),
             nn.ReLU(),
-            _up(96, 128),
+            _up(c, d),
             nn.ReLU(),
-            nn.Conv2d(128, side, 3, padding=1),
+            nn.Conv2d(d, side, 3, padding=1),
         )
         self.rate_side = nn.Parameter(torch.zeros(rates, side))
         known = np.concatenate([[0], np.cumsum(config.groups)[:-1]])

@@ -62,10 +62,6 @@ def main() -> None:
     )
     pair = averaged(args.out, config=config)
     entry = write(pair, pair.elic.config, train, args.weights)
-    path = args.weights / "manifest.json"
-    manifest = json.loads(path.read_text()) if path.exists() else {}
-    manifest.setdefault("S2L2A", {}).update(entry)
-    path.write_text(json.dumps(manifest, indent=1) + "\n")
     print(json.dumps(entry, indent=1))
 
 

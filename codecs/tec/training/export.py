@@ -46,12 +46,14 @@ def export(
     sensor: str = "S2L2A",
     batches: int = 60,
 ) -> dict:
-    """Write transforms, ``elic`` and ``fp`` of one sensor to ``folder``, and their entry of the
-    manifest.
+    """Write transforms, ``elic`` and ``fp`` of one sensor to ``folder``, and its manifest there.
 
-    Tables and margins are measured on crops of ``frames`` with the weights as they are after
-    rounding
-    to half precision.
+    Tables and margins are measured on crops of ``frames``, with the weights as they are after
+    rounding to half precision. Nothing is written before all is measured.
+
+    Returns
+    -------
+    The entries of the manifest, by model.
     """
     for name, parameter in pair.named_parameters():
         if not _keep(name):
@@ -59,9 +61,8 @@ def export(
     pair.eval()
     prefix = sensor.lower()
     entry = {}
-    shared = _file(
-        folder / f"{prefix}-transforms.safetensors", pair.elic.transforms, "transforms.", {}
-    )
+    shared = _bytes(pair.elic.transforms, "transforms.", {})
+    files = {f"{prefix}-transforms.safetensors": shared}
     for name, model in (("elic", pair.elic), ("fp", pair.fp)):
         tables = fit_tables(model, frames, batches=batches)
         model.tables = tables
@@ -72,14 +73,20 @@ def export(
             "margin": json.dumps([margin.absolute, margin.relative]),
         }
         own = {f"tables.{k}": torch.from_numpy(v) for k, v in tables.to_arrays().items()}
-        file = _file(folder / f"{prefix}-{name}.safetensors", model, "", metadata, own)
+        files[f"{prefix}-{name}.safetensors"] = data = _bytes(model, "", metadata, own)
         entry[name] = {
-            "files": [shared.name, file.name],
-            "sha256": hashlib.sha256(shared.read_bytes() + file.read_bytes()).hexdigest(),
+            "files": [f"{prefix}-transforms.safetensors", f"{prefix}-{name}.safetensors"],
+            "sha256": hashlib.sha256(shared + data).hexdigest(),
             "parameters": sum(p.numel() for p in model.parameters()),
             "bands": config.bands,
             "compression": [config.rates[0], config.rates[-1]],
         }
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text()) if path.exists() else {}
+    manifest.setdefault(sensor, {}).update(entry)
+    files[path.name] = (json.dumps(manifest, indent=1) + "\n").encode()
+    for file, content in files.items():
+        (folder / file).write_bytes(content)
     return entry
 
 
@@ -97,19 +104,17 @@ def _keep(name: str) -> bool:
     return any(part in name for part in _FLOAT32)
 
 
-def _file(
-    path: Path,
+def _bytes(
     module: torch.nn.Module,
     prefix: str,
     metadata: dict[str, str],
     own: dict[str, torch.Tensor] | None = None,
-) -> Path:
+) -> bytes:
     tensors = dict(own or {})
     for name, value in module.state_dict().items():
         if prefix or not name.startswith("transforms."):
             tensors[prefix + name] = (value if _keep(name) else value.half()).contiguous().cpu()
-    path.write_bytes(save(tensors, metadata=metadata))
-    return path
+    return save(tensors, metadata=metadata)
 
 
 @torch.inference_mode()

@@ -1,0 +1,56 @@
+"""Golden streams: written once for each version of the format, decoded by every later version.
+
+    python tests/golden.py      # writes what is missing, never touches what is there
+
+Each folder ``golden/<model>/<version>`` holds the settings, the input, the stream, what it decodes
+to, and a tiny checkpoint of its own (random weights): it depends on nothing that is trained.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import tec
+import tiny
+from scenes import scene
+from tec import codec, stream
+
+FOLDER = Path(__file__).with_name("golden")
+
+
+def inputs() -> dict[str, tuple[np.ndarray, dict]]:
+    """(chunk, settings) for each model; between them they use every field of the header."""
+    dn = scene(3, 12, 40, 37, seed=11, nodata=True)
+    dn[2, :, 30:], dn[:, :, :, 33:] = 0, 0
+    dn[2] = 0
+    bands = ("B08", "B02", "B8A", "B11", "B04")
+    reflectance = (scene(1, 12, 35, 50, seed=12)[:, [7, 1, 8, 10, 3]] / 1e4).astype(np.float32)
+    reflectance[0, 2, 5:9, 7:20] = np.nan
+    return {
+        "elic": (dn, {"compression": 20.0, "nodata": 0}),
+        "fp": (
+            reflectance,
+            {"compression": 150.0, "bands": bands, "scale": 1e-4, "offset": -100.0},
+        ),
+    }
+
+
+def write(folder: Path, model: str, chunk: np.ndarray, settings: dict) -> None:
+    """One golden stream; refuses to overwrite."""
+    folder.mkdir(parents=True)
+    weights = tiny.write(folder / "weights.safetensors", model, seed=7)
+    config = tec.CodecConfig(model=model, weights=str(weights), **settings)
+    data = codec.encode(chunk, config)
+    (folder / "config.json").write_text(json.dumps({"model": model, **settings}, indent=1) + "\n")
+    np.save(folder / "input.npy", chunk)
+    (folder / "encoded.bin").write_bytes(data)
+    np.save(folder / "decoded.npy", codec.decode(data, weights=str(weights)))
+
+
+if __name__ == "__main__":
+    for name, (chunk, settings) in inputs().items():
+        target = FOLDER / name / str(stream.VERSION)
+        if not target.exists():
+            write(target, name, chunk, settings)
