@@ -236,6 +236,7 @@ def test_damage_behind_a_good_checksum_is_an_error_too(tiny_elic, data):
         (np.zeros((1, 12, 8, 8), np.float64), {}, "float64.*float32"),
         (np.ones((1, 12, 8, 8), np.uint16), {"model": "tt"}, "elic"),
         (np.full((1, 12, 8, 8), 1e9, np.float32), {}, "nodata="),
+        (np.full((1, 12, 8, 8), 0.31, np.float32), {}, "scale=1e-4"),
     ],
 )
 def test_bad_chunks(chunk, change, says):

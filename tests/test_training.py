@@ -92,6 +92,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(frames, tmp_path, capsys):
     history = json.loads((tmp_path / "whole" / "history.json").read_text())
     assert history[-1]["step"] == 8
     assert all(math.isfinite(v) for point in history[-1]["elic"] for v in point)
+    assert (tmp_path / "whole" / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert "step 8" in capsys.readouterr().out
 
 

@@ -220,6 +220,17 @@ class _Job:
         t, y, x = self.extent
         inside = chunk[:t, :, :y, :x]
         self.specials, self.mask = samples.pack_specials(inside, config.nodata)
+        if self.dtype == "float32" and config.scale == 1:
+            self._check_unit(inside)
+
+    def _check_unit(self, inside: np.ndarray) -> None:
+        """Reflectance from 0 to 1 that is taken for DN would come back as next to nothing."""
+        valid = inside if self.mask is None else inside[~self.mask]
+        if valid.size and np.abs(valid).max() <= 2 and (valid != np.rint(valid)).any():
+            raise TecError(
+                f"float values up to {np.abs(valid).max():.3g} look like reflectance, but scale=1 "
+                "takes them for DN: pass scale=1e-4"
+            )
 
     def padded(self, stride: int) -> tuple[int, int]:
         return _padded(self.extent, stride)

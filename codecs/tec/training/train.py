@@ -211,8 +211,7 @@ class Trainer:
         self.save()
 
     def report(self) -> None:
-        """Measure the averaged weights on the validation frames; append to ``history.json`` and
-        its plot."""
+        """Measure the averaged weights on the validation frames; write history and curve."""
         row: dict = {
             "step": self.step,
             "seconds": round(self.seconds),
@@ -227,10 +226,29 @@ class Trainer:
         )
         self.history.append(row)
         (self.folder / "history.json").write_text(json.dumps(self.history, indent=1))
+        plot(self.history, self.folder / "curve.png")
         points = "  ".join(f"{b:.4f}:{p:.2f}" for b, p in row["elic"])
         print(f"step {self.step} ({self.seconds / 60:.0f} min)  elic {points}", flush=True)
         points = "  ".join(f"{b:.4f}:{p:.2f}" for b, p in row["fp"])
         print(f"{'':10}fp {points}", flush=True)
+
+
+def plot(history: list[dict], path: Path) -> None:
+    """Rate-distortion curves of ``elic`` on the validation frames, the last one darkest."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.add_subplot()
+    for i, row in enumerate(history):
+        rate, quality = zip(*row["elic"])
+        share = (i + 1) / len(history)
+        label = f"step {row['step']}" if i in (0, len(history) - 1) else None
+        axes.semilogx(rate, quality, color="tab:blue", alpha=share**2, marker=".", label=label)
+    axes.set_xlabel("bits per pixel per band")
+    axes.set_ylabel("PSNR in dB, peak 10000 DN")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=100)
 
 
 @torch.inference_mode()
