@@ -216,7 +216,11 @@ def test_ctrl_c_leaves_no_store_that_opens(tmp_path: Path) -> None:
     ds = xr.concat([cube(time=4, y=512, x=512)] * 6, "time").chunk(time=1)
     ds.to_zarr(tmp_path / "in.zarr")
     store = tmp_path / "out.zarr"
-    code = "import sys; from xtec.cli import main; main()"
+    # Where the tests run in the background of a script, SIGINT is ignored by inheritance.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from xtec.cli import main; main()"
+    )
     writer = subprocess.Popen(
         [sys.executable, "-c", code, "compress", str(tmp_path / "in.zarr"), str(store)],
         stderr=subprocess.PIPE,

@@ -131,9 +131,12 @@ def _builtin(model: str, sensor: str) -> dict[str, Any]:
         return manifest()[sensor][model]
     except KeyError:
         have = ", ".join(f"{m} ({s})" for s, models in manifest().items() for m in models) or "none"
+        remedy = "pass weights= the path of a checkpoint, or weights='terracodec'"
+        if sensor == "S2L1C":
+            remedy = "leave band B10 out and pass sensor='S2L2A', or " + remedy
         raise WeightsError(
-            f"no built-in weights for model {model!r} and sensor {sensor!r}; built in are: {have}. "
-            "Pass weights= the path of a checkpoint, or weights='terracodec'"
+            f"no built-in weights for model {model!r} and sensor {sensor!r} (built in: {have}): "
+            + remedy
         ) from None
 
 
