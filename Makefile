@@ -20,7 +20,7 @@ test: .venv/tested
 
 # The oracle packages pin an older numpy in their metadata but run on this one, hence --no-deps.
 .venv/tested: .venv/installed requirements-oracle.txt
-	$(BIN)/pip install -q -c constraints.txt -e ".[test,bench]"
+	$(BIN)/pip install -q -c constraints.txt -e ".[test]"
 	$(BIN)/pip install -q --no-deps -r requirements-oracle.txt
 	touch $@
 

@@ -49,7 +49,7 @@ class CompactConfig:
     hidden: int = 160
     hyper_widths: tuple[int, int, int, int] = (96, 64, 96, 128)
     rates: tuple[float, ...] = (0.4, 1.16, 3.38, 9.82, 28.5, 82.9, 241.0, 700.0)
-    scales: tuple[int, float, float, float] = (80, 0.04, 400.0, 0.0625)
+    scales: tuple[int, float, float, float] = (56, 0.06, 400.0, 0.0625)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> CompactConfig:

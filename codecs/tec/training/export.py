@@ -154,9 +154,8 @@ def fit_tables(model: Model, frames: list[Frame], *, batches: int = 60, seed: in
         compression = float(
             np.exp(np.interp(rate, np.arange(len(model.config.rates)), np.log(model.config.rates)))
         )
-        for index, symbols in _run(
-            model, crops.batch(8, 128), compression, Writer(8, grid, Margin(0.0, 0.0))
-        ):
+        rounder = Writer(8, grid, Margin(0.0, 0.0))
+        for index, symbols in _run(model, crops.batch(8, 128), compression, rounder):
             place = np.clip(symbols, -_LARGEST, _LARGEST) + _LARGEST
             np.add.at(counts, (index.ravel(), place.ravel()), 1)
     return Tables.from_pmfs(
@@ -217,7 +216,7 @@ class _Recorder:
 
 
 def measure_margin(
-    model: Model, frames: list[Frame], *, seed: int = 2, safety: float = 6.0
+    model: Model, frames: list[Frame], *, seed: int = 2, safety: float = 4.0
 ) -> Margin:
     """A margin at least ``safety`` times the largest difference between evaluations of the same
     stream.
