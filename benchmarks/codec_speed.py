@@ -19,7 +19,7 @@ import tec
 import torch
 from tec import codec, stream
 from tec.entropy import portable, rans
-from tec.models.compact import logistic_bits
+from tec.models.densities import logistic_bits
 from tec.sensors import SENSORS
 
 

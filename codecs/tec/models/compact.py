@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from ..entropy.portable import Margin, ScaleGrid
 from ..entropy.tables import Tables
 from .coding import Rounder, Step, Steps, gather, scatter
+from .densities import Rounding
 
 
 @dataclass(frozen=True)
@@ -387,35 +388,6 @@ class CompactElic(_Compact):
             "bits": bits,
             "z_bits": z_bits,
         }
-
-
-class Rounding:
-    """Quantisation as a network sees it: straight-through values, and bits of a logistic law.
-
-    While training, the bits are those of the value plus uniform noise (Balle et al. 2017).
-    """
-
-    def __init__(self, *, training: bool) -> None:
-        self.training = training
-
-    @staticmethod
-    def decoded(value: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
-        rest = value - mean
-        return value + (rest.round() - rest).detach()
-
-    def bits(
-        self, value: torch.Tensor, mean: torch.Tensor, log_scale: torch.Tensor
-    ) -> torch.Tensor:
-        rest = value - mean
-        rest = rest + torch.rand_like(rest) - 0.5 if self.training else rest.round()
-        return logistic_bits(rest, log_scale)
-
-
-def logistic_bits(rest: torch.Tensor, log_scale: torch.Tensor) -> torch.Tensor:
-    """Bits of integers ``rest`` under a zero-mean logistic law, integrated over unit bins."""
-    scale, rest = torch.exp(log_scale.clamp(-3.3, 6.0)), rest.abs()
-    mass = torch.sigmoid((0.5 - rest) / scale) - torch.sigmoid((-0.5 - rest) / scale)
-    return -torch.log2(mass.clamp_min(1e-7))
 
 
 def _numpy(x: torch.Tensor) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""Probability models of latents: a learned density a channel, and the conditional Gaussian.
+"""Probability models of latents: a learned density a channel, the conditional Gaussian, a logistic.
 
-Both keep integer tables as buffers, whose lengths differ between checkpoints. What is coded comes
-from those integers alone; floats serve estimates and training.
+The published ones keep integer tables as buffers, whose lengths differ between checkpoints. What is
+coded comes from integers alone; floats serve estimates and training.
 """
 
 from __future__ import annotations
@@ -241,3 +241,29 @@ class GaussianConditional(_EntropyModel):
 
 def _normal_cdf(x: Tensor) -> Tensor:
     return 0.5 * torch.erfc(x * -math.sqrt(0.5))
+
+
+class Rounding:
+    """Quantisation as a network sees it: straight-through values, and bits of a logistic law.
+
+    While training, the bits are those of the value plus uniform noise (Balle et al. 2017).
+    """
+
+    def __init__(self, *, training: bool) -> None:
+        self.training = training
+
+    @staticmethod
+    def decoded(value: Tensor, mean: Tensor) -> Tensor:
+        return round_through(value - mean) + mean
+
+    def bits(self, value: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+        rest = value - mean
+        rest = rest + torch.rand_like(rest) - 0.5 if self.training else rest.round()
+        return logistic_bits(rest, log_scale)
+
+
+def logistic_bits(rest: Tensor, log_scale: Tensor) -> Tensor:
+    """Bits of integers ``rest`` under a zero-mean logistic law, integrated over unit bins."""
+    scale, rest = torch.exp(log_scale.clamp(-3.3, 6.0)), rest.abs()
+    mass = torch.sigmoid((0.5 - rest) / scale) - torch.sigmoid((-0.5 - rest) / scale)
+    return -torch.log2(mass.clamp_min(1e-7))

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 import torch.nn as nn
 
-from ..models.compact import CompactConfig, CompactElic, CompactFactorized, Rounding
+from ..models.compact import CompactConfig, CompactElic, CompactFactorized
+from ..models.densities import Rounding
 from ..sensors import SENSORS
 from .data import Crops, Frame, blocks
 
