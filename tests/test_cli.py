@@ -158,7 +158,7 @@ def test_one_file(run: Any, tmp_path: Path) -> None:
         (("compress", "IN", "OUT", "--model", "tt"), "model='elic'"),
         (("compress", "IN", "OUT", "--model", "jpeg"), "unknown model 'jpeg'"),
         (("compress", "nowhere.zarr", "OUT"), "nowhere.zarr does not exist"),
-        (("compress", "IN", "IN"), "exists: pass overwrite=True"),
+        (("compress", "IN", "IN"), "exists: pass --overwrite"),
         (("compress", "IN", "OUT", "--chunks", "time:4"), "write it as time=4,y=512,x=512"),
         (("compress", "IN", "OUT", "--chunks", "z=4"), "names a dimension 'z'"),
         (("compress", "IN", "OUT", "--nodata", "zero"), "pass a number, 'none' or 'auto'"),
@@ -431,3 +431,32 @@ def test_a_real_cube(run: Any, tmp_path: Path) -> None:
     with xr.open_dataset(tmp_path / "b.nc") as back:
         assert back.reflectance.attrs == original.attrs
         assert (psnr(original, back.reflectance, nodata=0) > 30).all()
+
+
+def test_dropping_bands(run: Any, tmp_path: Path) -> None:
+    ds = cube(time=1, y=32, x=32)
+    name = next(iter(ds.data_vars))
+    names = [str(b) for b in ds["band"].values]
+    ds = ds.assign_coords(band=[*names[:-1], "B10"])
+    ds.to_zarr(tmp_path / "l1c.zarr")
+    done = run("compress", tmp_path / "l1c.zarr", tmp_path / "out.zarr")
+    assert done.code == 2
+    assert "leave band B10 out" in done.err
+    done = run("compress", tmp_path / "l1c.zarr", tmp_path / "out.zarr", "--drop-bands", "B99")
+    assert done.code == 2
+    assert "no band B99" in done.err
+    done = run("compress", tmp_path / "l1c.zarr", tmp_path / "out.zarr", "--drop-bands", "B10")
+    assert done.code == 0, done.err
+    assert list(xr.open_zarr(tmp_path / "out.zarr")["band"].values) == names[:-1]
+    assert name in xr.open_zarr(tmp_path / "out.zarr")
+
+
+def test_a_file_that_is_no_checkpoint_leaves_nothing_behind(run: Any, tmp_path: Path) -> None:
+    cube(time=1, y=32, x=32).to_zarr(tmp_path / "in.zarr")
+    (tmp_path / "junk.pt").write_bytes(b"junk")
+    out = tmp_path / "out.zarr"
+    done = run("compress", tmp_path / "in.zarr", out, "--weights", tmp_path / "junk.pt")
+    assert done.code == 2
+    assert "not a checkpoint" in done.err
+    assert len(done.err.splitlines()) == 1
+    assert not out.exists()

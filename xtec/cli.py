@@ -6,9 +6,12 @@ import json
 import os
 import sys
 import warnings
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 INTERRUPTED = 130
 
@@ -29,6 +32,8 @@ def main() -> None:
         # Ours are for users, those of our dependencies are not.
         warnings.simplefilter("ignore")
         warnings.simplefilter("default", UserWarning)
+        # One line says that the Hub cannot be reached, its client says it once a retry.
+        os.environ.setdefault("HF_HUB_VERBOSITY", "error")
         warnings.showwarning = _show_warning
         code = _run()
     if code == INTERRUPTED:
@@ -112,6 +117,9 @@ def compress(
         str | None,
         typer.Option(help="B02,B03,... in the order of the band axis, or SR_B2=B02,SR_B3=B03,..."),
     ] = None,
+    drop_bands: Annotated[
+        str | None, typer.Option(help="Bands to leave out, such as B10 or B01,B09.")
+    ] = None,
     sensor: Annotated[
         str | None, typer.Option(help="S2L2A or S2L1C; guessed when left out.")
     ] = None,
@@ -127,6 +135,8 @@ def compress(
     # How a file is cut up is nobody's choice here.
     warnings.filterwarnings("ignore", message="Dask chunks of")
     ds = open_input(source)
+    if drop_bands:
+        ds = _without(ds, drop_bands.split(","))
     named = _bands(bands)
     if offset is None:
         offset = declared_offset(find_cube(ds, bands=named, sensor=sensor).data) or 0.0
@@ -222,7 +232,20 @@ def demo(
     raise typer.Exit(run(cube, model=model, compression=compression))
 
 
+def _without(ds: xr.Dataset, names: list[str]) -> xr.Dataset:
+    """``ds`` less some bands, be they variables or places on the band axis."""
+    axis = [str(b) for b in ds["band"].values] if "band" in ds.coords else []
+    unknown = [name for name in names if name not in ds.data_vars and name not in axis]
+    if unknown:
+        there = ", ".join(axis or map(str, ds.data_vars))
+        raise ValueError(f"--drop-bands: no band {', '.join(unknown)}; there are {there}")
+    if any(name in axis for name in names):
+        ds = ds.isel(band=[i for i, name in enumerate(axis) if name not in names])
+    return ds.drop_vars([name for name in names if name in ds.data_vars])
+
+
 def _fail(message: str, code: int = 2) -> int:
+    message = message.replace("pass overwrite=True", "pass --overwrite")
     sys.stderr.write("xtec: " + " ".join(message.split()) + "\n")
     return code
 

@@ -147,7 +147,10 @@ def _warm_up(packed: xr.Dataset) -> None:
     data = next(v for v in packed.data_vars.values() if codec_of(v.encoding) is not None)
     config = _config(data)
     dtype = np.dtype(data.encoding.get("dtype", data.dtype))
-    codec.encode_many([np.full((1, len(config.bands), 64, 64), 1000, dtype)], config)
+    chunk = np.full((1, len(config.bands), 64, 64), 1000, dtype)
+    if config.nodata is not None:  # holes have kernels of their own
+        chunk[0, :, :9, :9] = config.nodata
+    codec.encode_many([chunk], config)
 
 
 def _read_elsewhere(store: Path, name: str, out: Path) -> tuple[xr.Dataset, float]:

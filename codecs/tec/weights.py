@@ -133,7 +133,7 @@ def _builtin(model: str, sensor: str) -> dict[str, Any]:
         have = ", ".join(f"{m} ({s})" for s, models in manifest().items() for m in models) or "none"
         remedy = "pass weights= the path of a checkpoint, or weights='terracodec'"
         if sensor == "S2L1C":
-            remedy = "leave band B10 out and pass sensor='S2L2A', or " + remedy
+            remedy = "leave band B10 out (the S2L2A weights then serve), or " + remedy
         raise WeightsError(
             f"no built-in weights for model {model!r} and sensor {sensor!r} (built in: {have}): "
             + remedy
@@ -293,8 +293,9 @@ def _from_pickle(model: str, path: Path) -> Any:
         raise
     except Exception as error:  # damaged pickles fail in every way there is, refused ones too
         raise WeightsError(
-            f"{path.name} is not a checkpoint of model {model!r} that can be loaded safely "
-            f"(tensors only): {error}"
+            f"{path.name} is not a checkpoint of model {model!r} that can be loaded safely: it "
+            "must be a .safetensors file of this project, or a pickle of nothing but tensors "
+            f"({type(error).__name__})"
         ) from error
 
 
