@@ -8,8 +8,7 @@ import numpy as np
 def scene(
     time: int = 2, bands: int = 12, y: int = 64, x: int = 64, *, seed: int = 0, nodata: bool = False
 ) -> np.ndarray:
-    """(time, bands, y, x) uint16 DN: smooth fields, sharp parcels, sensor noise; bands and dates
-    correlate.
+    """(time, bands, y, x) uint16 DN: smooth fields, parcels, noise; bands and dates correlate.
 
     With ``nodata`` a swath edge (0) runs through every date.
     """

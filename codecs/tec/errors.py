@@ -1,5 +1,4 @@
-"""The exceptions of tec. All are ``ValueError``: wrong input, never a bug of the caller's
-environment."""
+"""The exceptions of tec. All are ``ValueError``."""
 
 from __future__ import annotations
 

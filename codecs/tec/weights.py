@@ -1,5 +1,4 @@
-"""Where a checkpoint comes from: built in, the Hugging Face Hub, or a file; always checked by
-sha256.
+"""Where a checkpoint comes from: built in, the Hugging Face Hub, or a file.
 
 Loading never runs code: safetensors, or ``torch.load(..., weights_only=True)``.
 """

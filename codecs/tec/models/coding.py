@@ -1,5 +1,7 @@
-"""The protocol between a model and the coder: autoregression written once, driven by the encoder
-and by the decoder alike."""
+"""The protocol between a model and the coder.
+
+Autoregression is written once, and driven by the encoder and by the decoder alike.
+"""
 
 from __future__ import annotations
 

@@ -305,8 +305,7 @@ class CompactElic(_Compact):
         return (self.log_scale - interpolate(self.transforms.log_step, rate))[:, :, None, None]
 
     def passes(self, z_hat: torch.Tensor, rate: torch.Tensor):
-        """The autoregression: yields (channels, parity, mean, log_scale), receives the decoded
-        values.
+        """The autoregression: yields (channels, parity, mean, log_scale), receives decoded values.
 
         mean, log_scale and the values are (n, channels * positions), laid out as in
         :class:`tec.models.coding.Step`; returns y_hat (n, latents, h, w).

@@ -1,5 +1,4 @@
-"""``python -m tec.training``: train the built-in networks on a folder of cubes, resumably, and
-export them."""
+"""``python -m tec.training``: train the built-in networks on a folder of cubes, and export them."""
 
 from __future__ import annotations
 

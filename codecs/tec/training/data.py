@@ -1,5 +1,4 @@
-"""Training frames: crops of real cubes, varied so that a small corpus teaches a small network what
-is general."""
+"""Training frames: crops of real cubes, varied so that a small corpus teaches what is general."""
 
 from __future__ import annotations
 
@@ -89,8 +88,7 @@ class Crops:
     """Random crops for training.
 
     A crop is flipped, turned, made brighter or darker as a whole, by band and by a constant, and
-    half
-    of the crops with repeated 20 m pixels are interpolated instead: users have both kinds.
+    half of the crops with repeated 20 m pixels are interpolated instead: users have both kinds.
     """
 
     def __init__(self, frames: list[Frame], *, sensor: str = "S2L2A", seed: int = 0) -> None:

@@ -1,5 +1,4 @@
-"""From a training state to the files that ship: half precision, integer tables fitted to it,
-measured margins."""
+"""From a training state to the files that ship: half precision, fitted tables, measured margins."""
 
 from __future__ import annotations
 
@@ -139,12 +138,10 @@ def _run(
 
 
 def fit_tables(model: Model, frames: list[Frame], *, batches: int = 60, seed: int = 1) -> Tables:
-    """Integer tables, one a level of the scale grid, fitted to the symbols that the model meets
-    there.
+    """Integer tables, one a level of the scale grid, fitted to the symbols met there.
 
     Each table is a mixture of logistic and Gaussian laws of several widths around the level's own;
-    the
-    weights are those of maximum likelihood, held together by a few hundred made-up symbols.
+    the weights are those of maximum likelihood, held together by a few hundred made-up symbols.
     """
     grid = model.grid
     counts = np.zeros((grid.levels, 2 * _LARGEST + 1))
@@ -218,13 +215,11 @@ class _Recorder:
 def measure_margin(
     model: Model, frames: list[Frame], *, seed: int = 2, safety: float = 4.0
 ) -> Margin:
-    """A margin at least ``safety`` times the largest difference between evaluations of the same
-    stream.
+    """A margin at least ``safety`` times the largest difference between evaluations.
 
     Compared are batches of 8 and of 1, one and two threads, and float64; agreed integers in,
     floats out.
-    The absolute part is what small parameters need, the relative one what large means need beyond
-    it.
+    The absolute part is what small parameters need, the relative one what large means need more.
     """
     crops = Crops(frames, seed=seed)
     threads = torch.get_num_threads()

@@ -1,5 +1,4 @@
-"""Joint training of the built-in transforms, ``elic`` and ``fp``: every rate in every batch, from
-the KLT on."""
+"""Joint training of the built-in transforms, ``elic`` and ``fp``: all rates, from the KLT on."""
 
 from __future__ import annotations
 
