@@ -6,13 +6,14 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from . import samples, stream, weights
 from .config import CodecConfig
 from .errors import StreamError, TecError, WeightsError
+from .weights import resolve_device
 
 if TYPE_CHECKING:
     import torch
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
 #: Most pixels (dates x height x width) that go through the network together.
 _PIXELS = {"cpu": 2**19, "cuda": 2**23}
-
-T = TypeVar("T")
 
 
 def encode(chunk: np.ndarray, config: CodecConfig, *, device: str = "auto") -> bytes:
@@ -53,9 +52,18 @@ def encode_many(
     chunks: Sequence[np.ndarray], config: CodecConfig, *, device: str = "auto"
 ) -> list[bytes]:
     """Compress several chunks, their dates batched through the network; see `encode`."""
-    device = weights.resolve_device(device)
+    device = resolve_device(device)
     model = routed(config.model)
-    network = _load(config, model, device)
+    # Who compresses with a published checkpoint has asked for it; who reads has not.
+    network = weights.load(
+        model,
+        weights=config.weights,
+        sensor=config.sensor,
+        compression=config.compression,
+        device=device,
+        expect=config.weights_sha256,
+        download=True,
+    )
     config = replace(config, compression=float(np.float32(config.compression)))
     jobs = [_Job(np.asarray(chunk), config) for chunk in chunks]
     dates = [
@@ -107,8 +115,7 @@ def decode(
     ------
     StreamError
         The bytes are damaged, truncated or foreign, or this machine's arithmetic differs by more
-        than the
-        margin that was allowed for.
+        than the margin that was allowed for.
     WeightsError
         The checkpoint that the stream needs cannot be had.
     """
@@ -123,8 +130,6 @@ def decode_many(
     device: str = "auto",
 ) -> list[np.ndarray]:
     """Decompress several chunks, their dates batched through the network; see `decode`."""
-    from .weights import resolve_device
-
     device = resolve_device(device)
     chunks = [_Coded(data, dates, weights, device) for data in streams]
     places = [
@@ -147,8 +152,6 @@ def latents(
     data: bytes | memoryview, *, weights: str | None = None, device: str = "auto"
 ) -> list[np.ndarray]:
     """The decoded latents of a stream, one (channel, y / 16, x / 16) float32 a coded date."""
-    from .weights import resolve_device
-
     coded = _Coded(data, None, weights, resolve_device(device))
     return [
         _decode_batch(coded, [date], [f"date {i}"])[0].cpu().numpy()
@@ -164,20 +167,6 @@ def routed(model: str) -> str:
             "or 'fp'"
         )
     return model
-
-
-def _load(config: CodecConfig, model: str, device: str, precision: str = "float32") -> CodecModel:
-    # Who compresses with a published checkpoint has asked for it; who reads has not.
-    return weights.load(  # type: ignore[return-value]
-        model,
-        weights=config.weights,
-        sensor=config.sensor,
-        compression=config.compression,
-        device=device,
-        precision=precision,
-        expect=config.weights_sha256,
-        download=True,
-    )
 
 
 @dataclass(frozen=True)
@@ -250,11 +239,11 @@ class _Coded:
         self.header, specials, self.dates = stream.unpack(data)
         header = self.header
         self.device = device
-        self.coded_dates = min(len(self.dates), len(self.dates) if dates is None else dates)
         self.path = path
         self._network: CodecModel | None = None
         t, b, y, x = header.shape
         n = t if dates is None else min(dates, t)
+        self.coded_dates = min(n, len(self.dates))
         nodata = header.config.nodata
         self.out = np.full((n, b, y, x), samples.fill_value(nodata, header.dtype), header.dtype)
         extent = header.extent
@@ -287,7 +276,7 @@ class _Coded:
                     f"(sha256 {self.header.digest.hex()}...): pass weights= its path"
                 )
             name = self.path
-        return weights.load(  # type: ignore[return-value]
+        return weights.load(
             routed(self.header.model),
             weights=name,
             sensor=config.sensor,
@@ -310,8 +299,7 @@ def _padded(extent: tuple[int, int, int], stride: int) -> tuple[int, int]:
 
 
 def drive(steps: Steps, symbols_of: Callable) -> torch.Tensor:
-    """Run a model's autoregression: ``symbols_of(step)`` gives the symbols (n, k); returns
-    y_hat."""
+    """Run a model's autoregression: ``symbols_of(step)`` gives symbols (n, k); returns y_hat."""
     try:
         step = next(steps)
         while True:
@@ -322,7 +310,6 @@ def drive(steps: Steps, symbols_of: Callable) -> torch.Tensor:
 
 def _encode_batch(network: CodecModel, planes: np.ndarray, compression: float) -> list[stream.Date]:
     """Standardised planes (n, band, h, w) -> n coded dates."""
-
     from .entropy import portable, rans
 
     with _exactly(network):
@@ -383,7 +370,6 @@ def _decode_batch(coded: _Coded, dates: list[stream.Date], names: list[str]) -> 
 
 
 def _decode_latents(network: CodecModel, coded: _Coded, dates: list[stream.Date]) -> torch.Tensor:
-
     from .entropy import portable, rans
 
     n = len(dates)
