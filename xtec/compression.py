@@ -159,18 +159,14 @@ def _absolute(weights: Any) -> Any:
 def _weights_sha256(config: CodecConfig) -> str:
     from tec import weights
 
-    if config.weights == "builtin":
-        return weights.sha256(config.model, sensor=config.sensor)
-    # Fetched, where it has to be (who asks for "terracodec" here has allowed it), and tried: a
-    # file that is no checkpoint shall fail now and not at the first chunk.
-    return weights.load(
+    # Whoever asks for weights="terracodec" here has allowed their download.
+    return weights.sha256(
         config.model,
         weights=config.weights,
         sensor=config.sensor,
         compression=config.compression,
-        device="cpu",
         download=True,
-    ).sha256
+    )
 
 
 def _pack(

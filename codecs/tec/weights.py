@@ -56,11 +56,21 @@ def sha256(
     compression: float = 20.0,
     download: bool = False,
 ) -> str:
-    """sha256 (hex) of the checkpoint that these settings name; a built-in one costs no reading of
-    weights."""
+    """sha256 (hex) of the checkpoint that these settings name.
+
+    A built-in one costs no reading of weights. Any other is fetched, where it has to be, and
+    loaded: a file that is no checkpoint fails here, not at the first chunk.
+    """
     if weights == "builtin":
         return _builtin(model, sensor)["sha256"]
-    return _digest(_locate(model, weights, sensor, compression, download))
+    return load(
+        model,
+        weights=weights,
+        sensor=sensor,
+        compression=compression,
+        device="cpu",
+        download=download,
+    ).sha256
 
 
 def load(
@@ -195,13 +205,6 @@ def _published(model: str, sensor: str, compression: float, download: bool) -> P
 def downloads_allowed() -> bool:
     """Whether what is read may make this process fetch a published checkpoint."""
     return os.environ.get("XTEC_ALLOW_DOWNLOAD", "") not in ("", "0")
-
-
-def _digest(paths: tuple[Path, ...]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def read(
