@@ -31,3 +31,18 @@ def tiny_fp(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import tiny
 
     return tiny.write(tmp_path_factory.mktemp("weights") / "fp.safetensors", "fp")
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Paths of tiny checkpoints with random weights: compact "elic" and "tt", and a "tt" and "flex"
+    of the published architecture."""
+    import tiny
+
+    folder = tmp_path_factory.mktemp("weights")
+    return {
+        "elic": tiny.write(folder / "elic.safetensors", "elic"),
+        "tt": tiny.write(folder / "tt.safetensors", "tt"),
+        "published tt": tiny.write(folder / "tt.pt", "tt"),
+        "flex": tiny.write(folder / "flex.pt", "flex"),
+    }

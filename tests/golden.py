@@ -28,8 +28,12 @@ def inputs() -> dict[str, tuple[np.ndarray, dict]]:
     bands = ("B08", "B02", "B8A", "B11", "B04")
     reflectance = (scene(1, 12, 35, 50, seed=12)[:, [7, 1, 8, 10, 3]] / 1e4).astype(np.float32)
     reflectance[0, 2, 5:9, 7:20] = np.nan
+    series = scene(1, 12, 34, 50, seed=13) + scene(4, 12, 34, 50, seed=15) // 50
+    series[3] = scene(1, 12, 34, 50, seed=14)[0]  # nothing like the dates before
     return {
         "elic": (dn, {"compression": 20.0, "nodata": 0}),
+        "tt": (series, {"compression": 60.0, "nodata": 0}),
+        "flex": (series, {"quality": [16, 5, 0, 9], "forecast": "sample"}),
         "fp": (
             reflectance,
             {"compression": 150.0, "bands": bands, "scale": 1e-4, "offset": -100.0},
@@ -40,7 +44,7 @@ def inputs() -> dict[str, tuple[np.ndarray, dict]]:
 def write(folder: Path, model: str, chunk: np.ndarray, settings: dict) -> None:
     """One golden stream; refuses to overwrite."""
     folder.mkdir(parents=True)
-    weights = tiny.write(folder / "weights.safetensors", model, seed=7)
+    weights = tiny.write(folder / f"weights.{'pt' if model == 'flex' else 'safetensors'}", model, 7)
     config = tec.CodecConfig(model=model, weights=str(weights), **settings)
     data = codec.encode(chunk, config)
     (folder / "config.json").write_text(json.dumps({"model": model, **settings}, indent=1) + "\n")

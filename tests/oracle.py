@@ -10,7 +10,7 @@ import importlib
 import sys
 import types
 import warnings
-from functools import cache
+from functools import cache, partial
 from unittest import mock
 
 import pytest
@@ -78,12 +78,38 @@ def build(model: str, **arguments) -> torch.nn.Module:
         return models.build_terracodec(model, image_size=256, **arguments).eval()
 
 
-def image(n: int, h: int, w: int, seed: int = 5) -> torch.Tensor:
-    """Smooth fields with some noise: (n, 12, h, w), standardised."""
+def build_small(*, flex: bool, bands: int = 12) -> torch.nn.Module:
+    """TEC-TT or FlexTEC with fewer channels and layers than the published ones."""
+    package = "terracodec.temporaltransformer"
+    pipeline, model, entropy, transforms = (
+        importlib.import_module(f"{package}.{name}")
+        for name in ("pipeline", "model", "entropy_model", "transforms")
+    )
+
+    def transform(in_channels: int, out_channels: int, compression_channels: int):
+        return transforms.ELICTransform(in_channels, out_channels, channels=[16, 24, 32, 64])
+
+    prior = partial(
+        entropy.TerraCodecTTEntropyModel,
+        d_model=96,
+        num_head=2,
+        num_layers_encoder_sep=2,
+        num_layers_encoder_joint=1,
+        num_layers_decoder=3,
+    )
+    with (
+        mock.patch.object(pipeline, "TerraCodecTTEntropyModel", prior),
+        mock.patch.object(model, "ELICTransform", transform),
+    ):
+        return build("flextec" if flex else "temporaltransformer", flextec=flex, in_channels=bands)
+
+
+def image(n: int, h: int, w: int, seed: int = 5, bands: int = 12) -> torch.Tensor:
+    """Smooth fields with some noise: (n, bands, h, w), standardised."""
     generator = torch.Generator().manual_seed(seed)
-    coarse = torch.randn(n, 12, h // 16 + 1, w // 16 + 1, generator=generator)
+    coarse = torch.randn(n, bands, h // 16 + 1, w // 16 + 1, generator=generator)
     smooth = torch.nn.functional.interpolate(coarse, size=(h, w), mode="bicubic")
-    return smooth + 0.3 * torch.randn(n, 12, h, w, generator=generator)
+    return smooth + 0.3 * torch.randn(n, bands, h, w, generator=generator)
 
 
 @torch.no_grad()
@@ -122,9 +148,50 @@ def randomise(
     model.update(force=True, update_quantiles=True)
 
 
+@torch.no_grad()
+def randomise_temporal(model: torch.nn.Module, *, seed: int = 11, spread: float = 5.0) -> None:
+    """The same for a reference TEC-TT or FlexTEC: ``spread`` is the standard deviation of the
+    latents, and most predicted scales lie between 0.5 and 6."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, value in model.named_parameters():
+        last = name.rpartition(".")[2]
+        if last == "bias":
+            value.copy_(0.4 * torch.rand(value.shape, generator=generator) - 0.2)
+        elif ".norm" in name or "layernorm" in name:
+            value.copy_(0.6 * torch.rand(value.shape, generator=generator) + 0.7)
+        elif last == "_pos":
+            value.mul_(10)
+        elif "_attention" in name or ".mlp" in name:
+            value.mul_(4)
+        elif last == "weight" and "pad_token" not in name:
+            value.mul_(1.6)
+    pipeline = model.model
+    bands = pipeline.transform.analysis_transform.in_channels
+    x = image(2, 64, 64, seed=seed, bands=bands)[None]
+    layers = pipeline.transform.analysis_transform.transforms
+    for _ in range(4):  # an attention block comes after the last convolution
+        _scale(layers[-2], spread / layers(x[0]).std())
+    means, scales = pipeline.entropy_model.mean_head, pipeline.entropy_model.scale_head
+    heads = {means: 3.0, scales: 2.0}
+    seen: dict[torch.nn.Module, torch.Tensor] = {}
+    hooks = [
+        head.register_forward_hook(lambda head, _, output: seen.update({head: output}))
+        for head in heads
+    ]
+    pipeline(x)
+    for hook in hooks:
+        hook.remove()
+    for head, wanted in heads.items():
+        _scale(head[-1], wanted / seen[head].std())
+    scales[-1].bias.add_(2.0)
+
+
+def _scale(layer: torch.nn.Module, factor: torch.Tensor) -> None:
+    layer.weight.mul_(factor)
+    layer.bias.mul_(factor)
+
+
 def _amplify(transform: torch.nn.Sequential, x: torch.Tensor, wanted: float) -> None:
     """Scale the last convolution so that outputs have about this standard deviation."""
     layer = [m for m in transform if isinstance(m, torch.nn.Conv2d)][-1]
-    factor = wanted / transform(x).std()
-    layer.weight.mul_(factor)
-    layer.bias.mul_(factor)
+    _scale(layer, wanted / transform(x).std())

@@ -212,12 +212,47 @@ def test_rechunking_is_told() -> None:
 # models and weights
 
 
-@pytest.mark.parametrize("model", ["tt", "flex"])
-def test_models_that_are_not_there_yet(model: str) -> None:
-    with pytest.raises(ValueError, match=rf"'{model}'.*not part of this version.*model='elic'"):
-        cube().tec.compress(model=model)
-    with pytest.raises(ValueError, match=r"model='elic'"):
-        cube().tec.compress()
+@pytest.fixture
+def any_weights(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """No checkpoint is looked for; what would have been is kept."""
+    asked: list[dict[str, Any]] = []
+
+    def sha256(model: str, **settings: Any) -> str:
+        asked.append({"model": model, **settings})
+        return "0" * 64
+
+    monkeypatch.setattr("tec.weights.sha256", sha256)
+    return asked
+
+
+def test_flex_has_a_quality_and_says_so(any_weights: list[dict[str, Any]]) -> None:
+    packed = cube().tec.compress(
+        model="flex", quality=[16, 4], forecast="sample", weights="terracodec:lronly"
+    )
+    config = packed.encoding["serializer"].config
+    assert (config.model, config.quality, config.forecast) == ("flex", (16, 4), "sample")
+    provenance = json.loads(packed.attrs["xtec"])
+    assert provenance["quality"] == [16, 4]
+    assert provenance["forecast"] == "sample"
+    assert provenance["weights"] == "terracodec:lronly"
+    (asked,) = any_weights
+    assert (asked["model"], asked["weights"]) == ("flex", "terracodec:lronly")
+    assert asked["download"], "who compresses with published weights has allowed their download"
+    packed = cube().tec.compress(model="flex", weights="terracodec", zarr_format=2)
+    assert packed.encoding["compressors"][0].config.quality == (16,)
+
+
+def test_the_default_model_is_tt(any_weights: list[dict[str, Any]]) -> None:
+    packed = cube().tec.compress(compression="lambda-0.5")
+    config = packed.encoding["serializer"].config
+    assert (config.model, config.compression, config.quality) == ("tt", 0.5, None)
+    assert [(a["model"], a["weights"]) for a in any_weights] == [("tt", "builtin")]
+    assert not {"quality", "forecast"} & set(json.loads(packed.attrs["xtec"]))
+
+
+def test_flex_has_no_built_in_weights() -> None:
+    with pytest.raises(WeightsError, match=r"no built-in .*'flex'.*weights='terracodec'"):
+        cube().tec.compress(model="flex")
 
 
 def test_settings_that_are_wrong() -> None:
@@ -225,6 +260,10 @@ def test_settings_that_are_wrong() -> None:
         cube().tec.compress(model="jpeg")
     with pytest.raises(TecError, match=r"compression is 5000.*0.4 and 700"):
         cube().tec.compress(model="elic", compression=5000)
+    with pytest.raises(TecError, match=r"quality is 4, .*'elic': only model='flex'"):
+        cube().tec.compress(model="elic", quality=4)
+    with pytest.raises(TecError, match=r"forecast is 'sample'.*'tt'"):
+        cube().tec.compress(forecast="sample")
     with pytest.raises(WeightsError, match=r"no checkpoint at 'nowhere.pt'"):
         cube().tec.compress(model="elic", weights="nowhere.pt")
 

@@ -17,12 +17,14 @@ import xarray as xr
 import zarr
 from data import real_cubes, requires_real
 from scenes import scene
+from tec.config import CodecConfig
 from zarr.storage import ZipStore
 
 import xtec
 from xtec import cli
 from xtec.quality import psnr
 from xtec.reading import open_input, save
+from xtec.zarr3 import XtecCodec
 
 BANDS = ["B02", "B03", "B04"]
 
@@ -95,7 +97,8 @@ def test_compress_and_decompress(run: Any, tmp_path: Path) -> None:
     band_variables().to_zarr(tmp_path / "in.zarr")
     out = tmp_path / "out.zarr"
     done = run(
-        "compress", tmp_path / "in.zarr", out, "--chunks", "time=1,y=16", "--compression", 100
+        *("compress", tmp_path / "in.zarr", out, "--model", "elic"),
+        *("--chunks", "time=1,y=16", "--compression", 100),
     )
     assert (done.code, done.err) == (0, "")
     assert "times smaller" in done.out
@@ -128,10 +131,32 @@ def test_options_reach_the_codec(run: Any, tmp_path: Path) -> None:
     assert variable["bands"] == ["B8A", "B11", "B12"]
 
 
+def test_model_and_quality_reach_compress(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr("xtec.writing.to_zarr", lambda *_, **options: asked.append(options))
+    cube().to_zarr(tmp_path / "in.zarr")
+    command = ("compress", tmp_path / "in.zarr", tmp_path / "out.zarr")
+    assert run(*command).code == 0
+    assert (
+        run(*command, "--model", "flex", "--quality", "16,4, 4", "--forecast", "sample").code == 0
+    )
+    assert run(*command, "--model", "flex", "--quality", "0").code == 0
+    assert [(a["model"], a["quality"], a["forecast"]) for a in asked] == [
+        ("tt", None, "mean"),
+        ("flex", [16, 4, 4], "sample"),
+        ("flex", [0], "mean"),
+    ]
+
+
 def test_offset_comes_from_the_attribute(run: Any, tmp_path: Path) -> None:
     cube(offset=1000).to_netcdf(tmp_path / "in.nc")
     for options, offset in (((), 1000), (("--offset", 1000), 1000), (("--offset", 0), 0)):
-        done = run("compress", tmp_path / "in.nc", tmp_path / "a.zarr", "--overwrite", *options)
+        done = run(
+            *("compress", tmp_path / "in.nc", tmp_path / "a.zarr", "--overwrite"),
+            *("--model", "fp", *options),
+        )
         assert done.code == 0
         assert ("attribute offset=1000" in done.err) == (offset == 0)
         info = json.loads(run("info", tmp_path / "a.zarr", "--json").out)
@@ -140,7 +165,8 @@ def test_offset_comes_from_the_attribute(run: Any, tmp_path: Path) -> None:
 
 def test_one_file(run: Any, tmp_path: Path) -> None:
     cube().to_zarr(tmp_path / "in.zarr")
-    assert run("compress", tmp_path / "in.zarr", tmp_path / "a.zarr.zip").code == 0
+    done = run("compress", tmp_path / "in.zarr", tmp_path / "a.zarr.zip", "--model", "elic")
+    assert (done.code, done.err) == (0, "")
     assert json.loads(run("info", tmp_path / "a.zarr.zip", "--json").out)["zarr_format"] == 3
     done = run("decompress", tmp_path / "a.zarr.zip", tmp_path / "b.zarr.zip")
     assert (done.code, done.err) == (0, "")
@@ -155,12 +181,19 @@ def test_one_file(run: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("compress", "IN", "OUT", "--model", "tt"), "model='elic'"),
+        (("compress", "IN", "OUT", "--model", "flex"), "weights='terracodec'"),
+        (("compress", "IN", "OUT", "--model", "flex", "--quality", "17"), "from 0 to 16"),
+        (("compress", "IN", "OUT", "--quality", "4"), "only model='flex' has a quality"),
+        (("compress", "IN", "OUT", "--quality", "best"), "--quality is 'best': write 0 to 16"),
+        (("compress", "IN", "OUT", "--forecast", "sample"), "only model='flex' forecasts"),
         (("compress", "IN", "OUT", "--model", "jpeg"), "unknown model 'jpeg'"),
         (("compress", "nowhere.zarr", "OUT"), "nowhere.zarr does not exist"),
-        (("compress", "IN", "IN"), "exists: pass --overwrite"),
+        (("compress", "IN", "IN", "--model", "fp"), "exists: pass --overwrite"),
         (("compress", "IN", "OUT", "--chunks", "time:4"), "write it as time=4,y=512,x=512"),
-        (("compress", "IN", "OUT", "--chunks", "z=4"), "names a dimension 'z'"),
+        (
+            ("compress", "IN", "OUT", "--model", "fp", "--chunks", "z=4"),
+            "names a dimension 'z'",
+        ),
         (("compress", "IN", "OUT", "--nodata", "zero"), "pass a number, 'none' or 'auto'"),
         (("compress", "IN", "OUT", "--bands", "B02"), "lists 1 names"),
         (("compress", "IN", "OUT", "--bands", "a=B02,B03"), "not both"),
@@ -222,7 +255,10 @@ def test_ctrl_c_leaves_no_store_that_opens(tmp_path: Path) -> None:
         "from xtec.cli import main; main()"
     )
     writer = subprocess.Popen(
-        [sys.executable, "-c", code, "compress", str(tmp_path / "in.zarr"), str(store)],
+        [
+            *(sys.executable, "-c", code),
+            *("compress", str(tmp_path / "in.zarr"), str(store), "--model", "elic"),
+        ],
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -273,9 +309,29 @@ def test_info_of_shards_and_of_a_second_codec(run: Any, tmp_path: Path) -> None:
     assert done.err.count("\n") == 1
 
 
+def test_info_of_flex(run: Any, tmp_path: Path) -> None:
+    config = CodecConfig(
+        model="flex", weights="terracodec", quality=(16, 4), bands=tuple(BANDS), nodata=0
+    )
+    group = zarr.create_group(tmp_path / "a.zarr")
+    group.create_array(
+        "s2",
+        shape=(4, 3, 16, 16),
+        chunks=(2, 3, 16, 16),
+        dtype="uint16",
+        serializer=XtecCodec(config, ("time", "band", "y", "x"), (2, 3, 16, 16)),
+        compressors=(),
+        filters=(),
+        fill_value=0,
+    )
+    assert "flex, quality 16, 4\n" in run("info", tmp_path / "a.zarr").out
+    (variable,) = json.loads(run("info", tmp_path / "a.zarr", "--json").out)["variables"]
+    assert (variable["quality"], variable["forecast"]) == ([16, 4], "mean")
+
+
 def test_models_version_and_help(run: Any) -> None:
     listed = json.loads(run("models", "--json").out)
-    assert {"elic", "fp"} <= {entry["model"] for entry in listed}
+    assert {"elic", "fp", "tt", "flex"} <= {entry["model"] for entry in listed}
     done = run("models")
     assert done.code == 0
     assert len(done.out.splitlines()) == len(listed)
@@ -300,7 +356,7 @@ def test_netcdf_there_and_back(run: Any, packed: Path, tmp_path: Path) -> None:
     assert run("decompress", packed, tmp_path / "a.nc").code == 0
     with xr.open_dataset(tmp_path / "a.nc") as back:
         check_bands(back, band_variables())
-    assert run("compress", tmp_path / "a.nc", tmp_path / "b.zarr").code == 0
+    assert run("compress", tmp_path / "a.nc", tmp_path / "b.zarr", "--model", "elic").code == 0
     assert "reflectance" in xr.open_zarr(tmp_path / "b.zarr")
 
 
@@ -315,7 +371,7 @@ def test_geotiffs_there_and_back(run: Any, packed: Path, tmp_path: Path) -> None
     check_bands(back.load(), ds)
     for name in ("time", "y", "x"):
         np.testing.assert_array_equal(back[name], ds[name])
-    done = run("compress", tmp_path / "tiffs", tmp_path / "b.zarr")
+    done = run("compress", tmp_path / "tiffs", tmp_path / "b.zarr", "--model", "elic")
     assert (done.code, done.err) == (0, "")
     assert xr.open_zarr(tmp_path / "b.zarr").reflectance.sizes["time"] == 2
 
@@ -421,7 +477,7 @@ def test_images_without_time_and_other_variables(tmp_path: Path) -> None:
 @requires_real
 def test_a_real_cube(run: Any, tmp_path: Path) -> None:
     path = next(p for p in real_cubes("val/l2a_gelos*.zarr"))
-    done = run("compress", path, tmp_path / "a.zarr", "--compression", 40)
+    done = run("compress", path, tmp_path / "a.zarr", "--model", "elic", "--compression", 40)
     assert (done.code, done.err) == (0, "")
     (variable,) = json.loads(run("info", tmp_path / "a.zarr", "--json").out)["variables"]
     assert variable["offset"] == 1000, "from the cube's attribute"
@@ -439,13 +495,14 @@ def test_dropping_bands(run: Any, tmp_path: Path) -> None:
     names = [str(b) for b in ds["band"].values]
     ds = ds.assign_coords(band=[*names[:-1], "B10"])
     ds.to_zarr(tmp_path / "l1c.zarr")
-    done = run("compress", tmp_path / "l1c.zarr", tmp_path / "out.zarr")
+    command = ("compress", tmp_path / "l1c.zarr", tmp_path / "out.zarr", "--model", "elic")
+    done = run(*command)
     assert done.code == 2
     assert "leave band B10 out" in done.err
-    done = run("compress", tmp_path / "l1c.zarr", tmp_path / "out.zarr", "--drop-bands", "B99")
+    done = run(*command, "--drop-bands", "B99")
     assert done.code == 2
     assert "no band B99" in done.err
-    done = run("compress", tmp_path / "l1c.zarr", tmp_path / "out.zarr", "--drop-bands", "B10")
+    done = run(*command, "--drop-bands", "B10")
     assert done.code == 0, done.err
     assert list(xr.open_zarr(tmp_path / "out.zarr")["band"].values) == names[:-1]
     assert name in xr.open_zarr(tmp_path / "out.zarr")

@@ -20,10 +20,20 @@ def configs(draw: st.DrawFn) -> CodecConfig:
     sensor = draw(st.sampled_from(sorted(SENSORS)))
     bands = draw(st.permutations(SENSORS[sensor].bands))
     nodata = st.none() | st.integers(-40000, 70000) | st.floats(width=32)
+    model = draw(st.sampled_from(["elic", "fp", "tt", "flex"]))
+    weights = ["builtin", "terracodec", "some/where.pt"]
+    quality, forecast = None, "mean"
+    if model == "flex":
+        weights.append("terracodec:lronly")
+        qualities = st.integers(0, 16)
+        quality = draw(st.none() | qualities | st.lists(qualities, min_size=1, max_size=5))
+        forecast = draw(st.sampled_from(["mean", "sample"]))
     return CodecConfig(
-        model=draw(st.sampled_from(["elic", "fp", "tt", "flex"])),
+        model=model,
         compression=draw(st.floats(0.4, 700)),
-        weights=draw(st.sampled_from(["builtin", "terracodec", "some/where.pt"])),
+        quality=quality,  # type: ignore[arg-type]
+        forecast=forecast,
+        weights=draw(st.sampled_from(weights)),
         weights_sha256=draw(st.none() | st.just("0123456789abcdef" * 4)),
         sensor=sensor,
         bands=tuple(bands[: draw(st.integers(1, len(bands)))]),
@@ -83,6 +93,41 @@ def test_values_of_other_types_become_plain_ones() -> None:
     assert CodecConfig(nodata=np.float32(-9999)).nodata == -9999.0
 
 
+@pytest.mark.parametrize(
+    ("quality", "stored", "dates", "tokens"),
+    [
+        (None, (16,), 2, (16, 16)),
+        (0, (0,), 3, (0, 0, 0)),
+        ([16, 4], (16, 4), 4, (16, 4, 4, 4)),
+        ([16, 4, 0, 7], (16, 4, 0, 7), 2, (16, 4)),  # an edge chunk holds fewer dates
+        (np.array([3, 2], np.uint8), (3, 2), 1, (3,)),
+        (np.int64(9), (9,), 0, ()),
+    ],
+)
+def test_quality_of_flex(quality: object, stored: tuple, dates: int, tokens: tuple) -> None:
+    config = CodecConfig(model="flex", quality=quality)  # type: ignore[arg-type]
+    assert config.quality == stored
+    assert {type(q) for q in config.quality} == {int}
+    assert config.tokens(dates) == tokens
+    assert config.to_dict()["quality"] == list(stored)
+    assert config.to_dict()["forecast"] == "mean"
+    assert config != CodecConfig(model="flex", quality=(5, 5))
+    assert config != CodecConfig(model="flex", quality=stored, forecast="sample")
+
+
+def test_only_flex_has_a_quality() -> None:
+    for model in ("elic", "fp", "tt"):
+        config = CodecConfig(model=model)
+        assert config.quality is None
+        assert config.tokens(3) == ()
+        assert not {"quality", "forecast"} & set(config.to_dict())
+
+
+def test_compression_by_the_name_of_a_checkpoint() -> None:
+    for name, value in (("lambda-20", 20.0), ("lambda-0.5", 0.5), ("lambda-700", 700.0)):
+        assert CodecConfig(compression=name).compression == value  # type: ignore[arg-type]
+
+
 def test_compression_survives_the_float32_of_a_stream() -> None:
     for model, weights, value in [
         ("fp", "builtin", 0.4),
@@ -105,11 +150,24 @@ def test_compression_survives_the_float32_of_a_stream() -> None:
         ({"compression": 701, "weights": "terracodec", "nodata": "x"}, ["nodata"]),
         ({"compression": 20000, "weights": "terracodec"}, ["20000", "10000"]),
         ({"compression": math.nan}, ["nan"]),
-        ({"compression": "20"}, ["'20'", "number"]),
+        ({"compression": "20"}, ["'20'", "number", "'lambda-20'"]),
+        ({"compression": "lambda-"}, ["'lambda-'", "'lambda-20'"]),
+        ({"compression": "lambda-1e2"}, ["'lambda-1e2'", "'lambda-20'"]),
+        ({"compression": "lambda-701"}, ["701", "700"]),
         ({"compression": True}, ["True"]),
         ({"compression": None}, ["None"]),
         ({"weights": ""}, ["''", "builtin"]),
         ({"weights": 3}, ["3", "builtin"]),
+        ({"weights": "terracodec:lronly", "model": "tt"}, ["'tt'", "model='flex'"]),
+        ({"quality": 4, "model": "tt"}, ["quality is 4", "'tt'", "model='flex'", "compression="]),
+        ({"quality": 17, "model": "flex"}, ["17", "0 to 16", "[16, 4, 4]"]),
+        ({"quality": -1, "model": "flex"}, ["-1", "0 to 16"]),
+        ({"quality": [16, 4.5], "model": "flex"}, ["4.5", "whole"]),
+        ({"quality": [], "model": "flex"}, ["[]", "0 to 16"]),
+        ({"quality": "16", "model": "flex"}, ["'16'", "0 to 16"]),
+        ({"quality": True, "model": "flex"}, ["True", "0 to 16"]),
+        ({"forecast": "median", "model": "flex"}, ["'median'", "mean or sample"]),
+        ({"forecast": "sample", "model": "tt"}, ["'sample'", "'tt'", "model='flex'"]),
         ({"weights_sha256": "abc"}, ["'abc'", "64"]),
         ({"sensor": "S3"}, ["'S3'", "S2L2A"]),
         ({"bands": []}, ["empty"]),

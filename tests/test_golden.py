@@ -18,11 +18,17 @@ FOLDERS = sorted(p.parent for p in golden.FOLDER.glob("*/*/encoded.bin"))
 def case(request) -> tuple[Path, bytes, str]:
     """(folder, stream, path of its checkpoint)."""
     folder = request.param
-    return folder, (folder / "encoded.bin").read_bytes(), str(folder / "weights.safetensors")
+    (weights,) = folder.glob("weights.*")
+    return folder, (folder / "encoded.bin").read_bytes(), str(weights)
 
 
 def test_the_current_version_has_golden_streams():
-    assert {p.parent.name for p in FOLDERS if p.name == str(stream.VERSION)} == {"elic", "fp"}
+    assert {p.parent.name for p in FOLDERS if p.name == str(stream.VERSION)} == set(stream.MODELS)
+
+
+def test_the_golden_series_is_coded_in_both_ways():
+    data = (golden.FOLDER / "tt" / str(stream.VERSION) / "encoded.bin").read_bytes()
+    assert set(tec.peek(data).how) == {stream.INTRA, stream.TEMPORAL}
 
 
 def test_a_golden_stream_decodes_as_it_did(case):

@@ -16,6 +16,7 @@ from tec.models.blocks import GDN, CheckerboardConv2d, LowerBound, round_through
 from tec.models.densities import EntropyBottleneck, GaussianConditional
 from tec.models.elic import Elic, ElicConfig
 from tec.models.factorized import Factorized, FactorizedConfig
+from tec.models.tt import TT, TTConfig, own_name
 
 SMALL_ELIC = ElicConfig(bands=3, N=8, M=24, groups=(2, 4, 6, 12), context=(10, 6), hidden=14)
 SMALL_FP = FactorizedConfig(bands=3, N=8, M=12)
@@ -95,8 +96,8 @@ def encode(model, x, rounder):
 def published_keys(model: str, column: int) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
     out = {}
     for line in Path(__file__).with_name("published_keys.txt").read_text().splitlines():
-        owner, key, dtype, *shapes = line.split()
-        if owner == model:
+        owners, key, dtype, *shapes = line.split()
+        if model in owners.split(","):
             shape = shapes[min(column, len(shapes) - 1)]
             out[key] = getattr(torch, dtype), tuple(int(s) for s in shape.split("x"))
     return out
@@ -131,6 +132,80 @@ def test_state_dict_is_the_published_one(cls, config, name, column):
     assert described(loaded.state_dict()) == want
     assert loaded.config == config
     assert not loaded.training
+
+
+PUBLISHED_TEMPORAL = [
+    (TTConfig(), "tt", 0),
+    (TTConfig(bands=13), "tt", 1),
+    (TTConfig(repacked=True), "flex", 0),
+]
+
+
+@pytest.mark.parametrize(("config", "name", "column"), PUBLISHED_TEMPORAL)
+def test_temporal_state_dict_is_the_published_one(config, name, column):
+    want = published_keys(name, column)
+    with torch.device("meta"):
+        state_dict = {f"model.{k}": torch.empty(s, dtype=d) for k, (d, s) in want.items()}
+        bare = TT(config).state_dict()
+    assert TTConfig.from_state_dict(state_dict, repacked=config.repacked) == config
+    rest = ("entropy_model.bottleneck.", "look_ahead_mask")
+    weights = {own_name(k): v for k, v in want.items() if not any(part in k for part in rest)}
+    assert weights == described(bare)
+    assert sum(math.prod(shape) for _, shape in weights.values()) > 225e6
+
+
+def published_tt(*, repacked: bool) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """A tiny checkpoint under the published names, and under ours."""
+    torch.manual_seed(0)
+    config = TTConfig(
+        bands=3, channels=(4, 6, 8, 64), width=96, heads=2, layers=(1, 1, 2), repacked=repacked
+    )
+    own = TT(config).state_dict()
+    names = {own_name(key): key for key in published_keys("flex" if repacked else "tt", 0)}
+    published = {f"model.{names[key]}": value for key, value in own.items()}
+    for layer in range(2):
+        mask = f"model.entropy_model.decoder.layers.encoder_layer_{layer}.look_ahead_mask"
+        published[mask] = torch.ones(16, 16, dtype=torch.bool)
+    published["model.entropy_model.bottleneck._entropy_model._offset"] = torch.zeros(0)
+    return published, own
+
+
+@pytest.mark.parametrize("repacked", [False, True])
+def test_temporal_checkpoint_is_loaded(repacked):
+    published, own = published_tt(repacked=repacked)
+    for state_dict in (published, {k.removeprefix("model."): v for k, v in published.items()}):
+        model = TT.from_published(state_dict, repacked=repacked)
+        assert not model.training
+        assert list(model.state_dict()) == list(own)
+        assert all(torch.equal(value, own[key]) for key, value in model.state_dict().items())
+
+
+def test_flex_trained_without_masking_has_no_tokens_for_it():
+    state_dict, _ = published_tt(repacked=True)
+    tokens = [key for key in state_dict if key.endswith("mask_token")]
+    assert len(tokens) == 2
+    rest = {key: value for key, value in state_dict.items() if key not in tokens}
+    model = TT.from_published(rest, repacked=True)
+    assert not model.prior.mask_token.any()
+    assert not model.prior.z_cur_mask_token.any()
+    with pytest.raises(WeightsError, match="mask_token"):  # a flex checkpoint is none of tt
+        TT.from_published(state_dict)
+
+
+def test_wrong_temporal_checkpoints_are_refused():
+    good, _ = published_tt(repacked=False)
+    key = "model.transform.synthesis_transform.transforms.1.weight"
+    for wrong in (
+        {k: v for k, v in good.items() if k != key},
+        {**good, key: torch.zeros(7)},
+        {**good, "model.surplus": torch.zeros(1)},
+    ):
+        with pytest.raises(WeightsError, match=r"surplus|synthesis_transform\.1\.weight"):
+            TT.from_published(wrong)
+    with pytest.raises(WeightsError, match="no tensor"):
+        TT.from_published(small("elic").state_dict())
+    with pytest.raises(TecError, match="width"):
+        TTConfig(width=100, repacked=True)
 
 
 @pytest.mark.parametrize("kind", ["elic", "fp"])

@@ -35,23 +35,34 @@ def headers(draw):
         if dtype != "float32"
         else draw(st.none() | st.just(float("nan")))
     )
+    t, y, x = (draw(st.integers(1, 600)) for _ in range(3))
+    extent = draw(
+        st.just((t, y, x)) | st.tuples(st.integers(0, t), st.integers(0, y), st.integers(0, x))
+    )
+    model = draw(st.sampled_from(sorted(stream.MODELS)))
+    weights = ["builtin", "terracodec"]
+    how: list[int] = []
+    if model == "tt":
+        how = draw(st.lists(st.sampled_from([2, 3]), min_size=extent[0], max_size=extent[0]))
+    flex = {}
+    if model == "flex":
+        weights.append("terracodec:lronly")
+        how = draw(st.lists(st.integers(0, 16), min_size=extent[0], max_size=extent[0]))
+        flex = {"quality": how or None, "forecast": draw(st.sampled_from(["mean", "sample"]))}
     config = CodecConfig(
-        model=draw(st.sampled_from(["elic", "fp"])),
+        model=model,
         compression=float(np.float32(draw(st.floats(0.5, 700, width=32)))),
-        weights=draw(st.sampled_from(["builtin", "terracodec"])),
+        weights=draw(st.sampled_from(weights)),
         sensor=sensor,
         bands=tuple(bands),
         nodata=nodata,
         offset=draw(st.sampled_from([0.0, 1000.0, -12.5])),
         scale=draw(st.sampled_from([1.0, 1e-4])),
-    )
-    t, y, x = (draw(st.integers(1, 600)) for _ in range(3))
-    extent = draw(
-        st.just((t, y, x)) | st.tuples(st.integers(0, t), st.integers(0, y), st.integers(0, x))
+        **flex,
     )
     digest = draw(st.binary(min_size=16, max_size=16))
     return stream.Header(
-        config, config.model, digest, dtype, (t, len(bands), y, x), extent, b"\1\2"
+        config, model, digest, dtype, (t, len(bands), y, x), extent, b"\1\2", tuple(how)
     )
 
 
@@ -100,6 +111,77 @@ def test_what_this_version_does_not_know_is_named(place, value, says):
         stream.unpack(seal(bytes(body)))
 
 
+TT = replace(HEADER, config=replace(CONFIG, model="tt"), model="tt", how=(2, 3))
+FLEX = replace(
+    HEADER, config=replace(CONFIG, model="flex", quality=(16, 4)), model="flex", how=(16, 4)
+)
+
+
+def place_of_how(header: stream.Header) -> int:
+    """Where the first byte of ``how`` is."""
+    body = stream.pack(header, b"", DATES)
+    other = stream.pack(replace(header, how=(header.how[0] ^ 1, *header.how[1:])), b"", DATES)
+    return next(i for i, (a, b) in enumerate(zip(body, other)) if a != b)
+
+
+@pytest.mark.parametrize("header", [TT, FLEX], ids=["tt", "flex"])
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_how_a_date_was_coded_is_read_or_refused(header, data):
+    body = bytearray(stream.pack(header, b"", DATES)[:-4])
+    date, value = data.draw(st.integers(0, 1)), data.draw(st.integers(0, 255))
+    body[place_of_how(header) + date] = value
+    if value in ((2, 3) if header.model == "tt" else range(17)):
+        assert stream.unpack(seal(bytes(body)))[0].how[date] == value
+        return
+    with pytest.raises(StreamError, match=f"date {date} was coded in the unknown way {value}"):
+        stream.unpack(seal(bytes(body)))
+
+
+def test_the_forecast_is_read_or_refused():
+    place = place_of_how(FLEX) - 1
+    for value in (0, 1, 2, 255):
+        body = bytearray(stream.pack(FLEX, b"", DATES)[:-4])
+        body[place] = value
+        if value < 2:
+            header, _, _ = stream.unpack(seal(bytes(body)))
+            assert header.config.forecast == ("mean", "sample")[value]
+            assert header.config.quality == (16, 4)
+        else:
+            with pytest.raises(StreamError, match=f"unknown forecast {value}"):
+                stream.unpack(seal(bytes(body)))
+
+
+def test_only_tt_and_flex_pay_for_their_fields():
+    """A byte a date, and one more for the forecast; fp and elic streams stay as they were."""
+    size = {
+        header.model: len(stream.pack(header, b"", DATES))
+        for header in (HEADER, replace(HEADER, config=replace(CONFIG, model="fp")), TT, FLEX)
+    }
+    assert size["tt"] == size["elic"] + 2
+    assert size["flex"] == size["elic"] + 3
+
+
+def test_a_missing_date_of_how_is_noticed():
+    body = stream.pack(TT, b"", DATES)[:-4]
+    with pytest.raises(StreamError):
+        stream.unpack(seal(body[: place_of_how(TT) + 1] + body[place_of_how(TT) + 2 :]))
+    with pytest.raises(StreamError, match="how the dates were coded wants 2 bytes"):
+        stream.peek(body[: place_of_how(TT) + 1])
+
+
+def test_a_stream_names_no_file():
+    """Whatever a path is called, a stream says "file"; and no stream makes a reader open a path."""
+    for path in ("terracodec.pt", "terracodec/lambda-20.pt", "some/where.pt"):
+        header = replace(HEADER, config=replace(CONFIG, weights=path))
+        data = stream.pack(header, b"", DATES)
+        assert stream.peek(data).config.weights == "file"
+        assert path.encode() not in data
+    body = data[:-4].replace(b"\x04file", b"\x04/etc")
+    with pytest.raises(StreamError, match="weights id '/etc'"):
+        stream.unpack(seal(body))
+
+
 def test_foreign_bytes_and_trailing_bytes():
     with pytest.raises(StreamError, match="not an xtec stream"):
         stream.unpack(b"\x89PNG\r\n\x1a\n" + bytes(100))
@@ -121,3 +203,15 @@ def test_hostile_headers_raise_only_stream_errors(junk):
     body = stream.pack(HEADER, b"", DATES)[:5] + junk
     with pytest.raises(StreamError):
         stream.unpack(seal(body))
+
+
+@given(st.sampled_from([TT, FLEX]), st.integers(5, 55), st.binary(max_size=30))
+@settings(max_examples=300, deadline=None)
+def test_hostile_bytes_about_how_raise_only_stream_errors(header, kept, junk):
+    whole = stream.pack(header, b"", DATES)[:-4]
+    try:
+        found, _, dates = stream.unpack(seal(whole[:kept] + junk + whole[kept + len(junk) :]))
+    except StreamError:
+        return
+    # Whatever got through is whole: one way and one date for each that the extent promises.
+    assert len(found.how) == len(dates) == found.extent[0]

@@ -14,9 +14,13 @@ import torch
 import xarray as xr
 from scenes import scene
 from tec import weights
+from tec.models.densities import integer_bits
 from tec.sensors import SENSORS
 from tec.training.data import Crops, Frame, interpolate_coarse, load_frames
 from tec.training.export import averaged, export
+from tec.training.export_tt import averaged_tt, export_tt
+from tec.training.sequences import Pool, series
+from tec.training.temporal import TemporalRecipe, TemporalTrainer
 from tec.training.train import Recipe, Trainer, loss_lambda
 
 BANDS = SENSORS["S2L2A"].bands
@@ -131,3 +135,96 @@ def test_an_export_is_a_checkpoint(frames, tmp_path):
 def test_a_missing_run_says_so(tmp_path):
     with pytest.raises(tec.WeightsError, match="no training state"):
         averaged(tmp_path)
+
+
+# ------------------------------------------------------------------------------ tt
+
+
+@pytest.fixture(scope="module")
+def tiny_image(tmp_path_factory) -> tuple[Path, object]:
+    """Files of a tiny built-in elic, and the network."""
+    folder = tmp_path_factory.mktemp("image")
+    name = "s2l2a-elic.safetensors"
+    tiny.write(folder / name, "elic")
+    (folder / "manifest.json").write_text(json.dumps({"S2L2A": {"elic": {"files": [name]}}}))
+    return folder, weights.read("elic", (folder / name,))
+
+
+def tt_recipe(**changes) -> TemporalRecipe:
+    return TemporalRecipe(
+        **{"steps": 6, "blocks": 3, "refresh": 2, "warm_up": 2, "model": tiny.TT_CONFIG, **changes}
+    )
+
+
+def test_frames_of_a_cube_become_a_series_again(frames):
+    places = list(series(frames))
+    assert [(p.name, p.values.shape) for p in places] == [
+        ("l2a_0.zarr", (2, 12, 128, 128)),
+        ("l2a_1.zarr", (1, 12, 128, 128)),
+    ]
+    np.testing.assert_array_equal(places[0].values[1], frames[1].values)
+
+
+def test_series_without_two_dates_are_refused(frames, tiny_image):
+    with pytest.raises(ValueError, match="two dates"):
+        Pool(list(series(frames))[1:], tiny_image[1].transforms)
+
+
+def test_the_bits_of_integers_are_those_of_their_law():
+    mean, log_scale = torch.tensor([0.3]), torch.tensor([-1.0])
+    values = torch.arange(-40.0, 41.0)
+    bits = integer_bits(values, mean, log_scale)
+    assert math.isclose(torch.exp2(-bits).sum().item(), 1, abs_tol=1e-4)
+    assert bits.argmin() == 40
+    np.testing.assert_allclose(integer_bits(-values, -mean, log_scale), bits, rtol=1e-4)
+
+
+def test_tt_trains_stops_and_goes_on(frames, tiny_image, tmp_path):
+    places = list(series(frames))
+
+    def trainer() -> TemporalTrainer:
+        return TemporalTrainer(tt_recipe(), tiny_image[1], places, places[:1], tmp_path)
+
+    first = trainer()
+    before = {n: p.clone() for n, p in first.prior.named_parameters()}
+    assert all(math.isfinite(first.one_step()) for _ in range(3))
+    moved = [n for n, p in first.prior.named_parameters() if not torch.equal(p, before[n])]
+    assert {"newer", "older", "log_scale", "spread.0", "head.0.3.weight"} <= set(moved)
+    first.save()
+    second = trainer()
+    assert second.step == 3
+    for a, b in zip(first.prior.parameters(), second.prior.parameters(), strict=True):
+        assert torch.equal(a, b)
+    second.run(minutes=5)
+    assert second.step == 6
+    (row,) = json.loads((tmp_path / "history.json").read_text())
+    assert len(row["tt"]) == 2
+    assert all(0 < a <= b for a, b in zip(row["tt"], row["elic"]))
+
+
+def test_what_tt_exports_codes_a_series(frames, tiny_image, tmp_path, monkeypatch):
+    places = list(series(frames))
+    TemporalTrainer(tt_recipe(steps=1), tiny_image[1], places, [], tmp_path).run()
+    folder, elic = tiny_image
+    prior = averaged_tt(tmp_path, tiny.TT_CONFIG)
+    entry = export_tt(prior, tiny.TT_CONFIG, elic, places, folder, batches=2)
+    assert json.loads((folder / "manifest.json").read_text())["S2L2A"]["tt"] == entry
+    paths = tuple(folder / name for name in entry["files"])
+    network = weights.read("tt", paths, expect=entry["sha256"])
+    assert network.margin.absolute < 1e-3
+    assert network.centroids.shape == (len(network.tables), 5)
+    assert np.abs(network.centroids).max() < 0.75
+    chunk = scene(3, 12, 40, 70)
+    merged = tmp_path / "tt.safetensors"
+    merged.write_bytes(paths[-1].read_bytes())
+    with pytest.raises(tec.WeightsError, match="not a checkpoint"):  # the images' part is missing
+        weights.read("tt", (merged,))
+    monkeypatch.setattr(weights, "FOLDER", folder)
+    monkeypatch.setattr(weights, "manifest", lambda: {"S2L2A": {"tt": entry}})
+    back = tec.decode(tec.encode(chunk, tec.CodecConfig(model="tt", bands=BANDS)))
+    assert back.shape == chunk.shape
+
+
+def test_no_tt_state_is_an_error(tmp_path):
+    with pytest.raises(tec.WeightsError, match="fit-tt"):
+        averaged_tt(tmp_path, tiny.TT_CONFIG)

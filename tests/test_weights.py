@@ -174,6 +174,49 @@ def test_a_file_that_the_hub_lacks_is_a_clear_error(hub, tmp_path):
     assert "lambda-200.pt" in said
 
 
+ASK = """
+import json, warnings
+from tec import TecError, weights
+said = []
+for model, name, sensor, compression in {asked}:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            weights.load(
+                model, weights=name, sensor=sensor, compression=compression, download=True
+            )
+        except TecError as error:
+            said.append([str(error), [str(w.message) for w in caught if w.category is UserWarning]])
+print(json.dumps(said))
+"""
+
+
+def test_the_hub_is_asked_for_the_file_that_the_settings_name(hub, tmp_path):
+    asked = [
+        ("tt", "terracodec", "S2L2A", 0.4),
+        ("tt", "terracodec", "S2L2A", 15),
+        ("tt", "terracodec", "S2L1C", 100),
+        ("flex", "terracodec", "S2L2A", 20),
+        ("flex", "terracodec:lronly", "S2L2A", 800),
+    ]
+    files = [
+        ("TerraCodec-1.0-TT-S2L2A", "TerraCodec_v1_TT_S2L2A_lambda-0.4.pt"),
+        ("TerraCodec-1.0-TT-S2L2A", "TerraCodec_v1_TT_S2L2A_lambda-20.pt"),
+        ("TerraCodec-1.0-TT-S2L1C", "TerraCodec_v1_TT_S2L1C_lambda-100.pt"),
+        ("TerraCodec-1.0-FlexTEC-S2L2A", "FlexTEC_v1_S2L2A_lambda-800.pt"),
+        ("TerraCodec-1.0-FlexTEC-S2L2A", "FlexTEC_LRonly_v1_S2L2A_lambda-800.pt"),
+    ]
+    endpoint, seen = hub
+    said = outcome(run(ASK.format(asked=asked), endpoint, tmp_path))
+    assert [path.split("/resolve/main/") for path in seen] == [
+        [f"HEAD /embed2scale/{repository}", file] for repository, file in files
+    ]
+    for (message, warned), (repository, file) in zip(said, files, strict=True):
+        assert f"cannot get {file} from embed2scale/{repository}" in message
+        # The nearest λ is told of; flex has one checkpoint, whatever compression says.
+        assert len(warned) == ("lambda-20" in file)
+
+
 def test_a_published_file_given_by_path(published):
     config = tec.CodecConfig(model="fp", weights=str(published))
     chunk = scene(1, 12, 40, 24)
@@ -234,9 +277,26 @@ def test_unknown_names_say_what_there_is():
         weights.load("elic", sensor="S2L1C")
     with pytest.raises(tec.WeightsError, match="no published checkpoint"):
         weights.load("fp", weights="terracodec", sensor="S2L1C")
-    listed = tec.checkpoints()
-    assert {(m["model"], m["weights"]) for m in listed} >= {
-        ("elic", "builtin"),
-        ("fp", "builtin"),
-        ("elic", "terracodec"),
+    with pytest.raises(tec.WeightsError, match=r"'flex'.*weights='terracodec'"):
+        weights.load("flex")
+    for model, sensor in (("tt", "S2L2A"), ("flex", "S2L1C")):
+        with pytest.raises(tec.WeightsError, match=r"'terracodec:lronly'; have: flex \(S2L2A\)$"):
+            weights.load(model, weights="terracodec:lronly", sensor=sensor)
+
+
+def test_every_checkpoint_is_listed():
+    listed = {(m["model"], m["sensor"], m["weights"]): m for m in tec.checkpoints()}
+    published = {
+        ("fp", "S2L2A", "terracodec"): [0.5, 2, 10, 40, 200],
+        ("elic", "S2L2A", "terracodec"): [0.5, 2, 10, 40, 200],
+        ("tt", "S2L2A", "terracodec"): [0.4, 1, 5, 20, 100, 200, 700],
+        ("tt", "S2L1C", "terracodec"): [5, 20, 100],
+        ("flex", "S2L2A", "terracodec"): [800],
+        ("flex", "S2L2A", "terracodec:lronly"): [800],
     }
+    assert {k: m["compression"] for k, m in listed.items() if k[2] != "builtin"} == published
+    builtin = {(m, s) for m, s, w in listed if w == "builtin"}
+    assert builtin == {(m, s) for s, models in weights.manifest().items() for m in models}
+    assert len(listed) == len(tec.checkpoints()) == len(builtin) + len(published)
+    for model, sensor in builtin:
+        assert listed[model, sensor, "builtin"]["sha256"] == weights.sha256(model, sensor=sensor)

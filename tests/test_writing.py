@@ -8,6 +8,7 @@ import textwrap
 import time
 import warnings
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -77,6 +78,9 @@ def test_summary_prints_well() -> None:
     assert len(lines) == 6
     assert "size                     2.0 MB -> 100.0 kB (20.0 times smaller)" in lines
     assert repr(summary) == str(summary)
+    assert "model                    elic, compression 20" in lines
+    flex = replace(summary, model="flex", quality=(16, 4))
+    assert "model                    flex, quality 16, 4" in str(flex).splitlines()
     page = summary._repr_html_()
     assert "<td>0.8000</td>" in page
     assert "a&lt;b&gt;.zarr" in page
@@ -167,8 +171,8 @@ def test_stores_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_wrong_input_leaves_nothing_behind(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="model='elic'"):
-        cube().tec.to_zarr(tmp_path / "a.zarr")
+    with pytest.raises(ValueError, match="weights='terracodec'"):
+        cube().tec.to_zarr(tmp_path / "a.zarr", model="flex")
     with pytest.raises(ValueError, match="chunks"):
         cube().tec.to_zarr(tmp_path / "a.zarr", model="elic", chunks={"band": 1})
     assert not list(tmp_path.iterdir())

@@ -8,6 +8,7 @@ from typing import Any
 import numcodecs
 import numpy as np
 import pytest
+import tec.codec
 import xarray as xr
 import zarr
 from checkers import check_config, check_pickle_after_use, check_pixels, check_roundtrip, cubes
@@ -147,6 +148,21 @@ def test_damaged_and_foreign_chunks() -> None:
         array.store._store_dict["0.0.0.0"] = Buffer.from_bytes(bad)
         with pytest.raises(StreamError, match=message):
             array[:]
+
+
+def test_a_read_of_one_date_decodes_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numcodecs hands over whole chunks, whatever is read."""
+    array = create(CHUNK)
+    array[:] = scene(*CHUNK)
+    whole, inner, seen = array[:], tec.codec.decode_many, []
+
+    def spy(streams: Any, *, dates: Any = None, **options: Any) -> list[np.ndarray]:
+        seen.extend(dates or [None])
+        return inner(streams, dates=dates, **options)
+
+    monkeypatch.setattr(tec.codec, "decode_many", spy)
+    np.testing.assert_array_equal(array[0], whole[0])
+    assert seen == [None]
 
 
 def test_buffers_of_other_kinds() -> None:

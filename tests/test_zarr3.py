@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from arrays import CHUNK, DIMS, ERROR, chunk_files, codec, config, create, put, 
 from checkers import check_config, check_pickle_after_use, check_roundtrip, cubes
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 from scenes import scene
 from tec.errors import StreamError, TecError
 from tec.stream import peek
@@ -264,6 +266,132 @@ def test_a_damaged_chunk_is_named_within_a_batch() -> None:
     put(array, "c/0/0/1/0", chunk_files(array)["c/0/0/1/0"][:-1])
     with pytest.raises(StreamError, match="c/0/0/1/0"):
         array[:]
+
+
+# reading the first dates of a chunk
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
+    """How many dates each chunk was decoded to, in order of time."""
+    seen: list[int | None] = []
+    inner = tec.codec.decode_many
+
+    def spy(streams: Any, *, dates: Any = None, **options: Any) -> list[np.ndarray]:
+        seen.extend([None] * len(streams) if dates is None else dates)
+        return inner(streams, dates=dates, **options)
+
+    monkeypatch.setattr(tec.codec, "decode_many", spy)
+    return seen
+
+
+def elic(tiny_elic: Path, dims: tuple[str, ...] = DIMS, **sizes: int) -> XtecCodec:
+    sizes = {"time": 4, "band": 3, "y": 16, "x": 16, **sizes}
+    settings = config(model="elic", weights=str(tiny_elic))
+    return XtecCodec(settings, dims, tuple(sizes[d] for d in dims))
+
+
+def near(array: np.ndarray, wanted: np.ndarray) -> None:
+    """Equal but for rounding: the network sees another number of dates at once."""
+    assert array.shape == wanted.shape
+    assert np.abs(array.astype(int) - wanted).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("key", "dates"),
+    [
+        (slice(None), [4, 2]),  # the chunk at the end of the array holds two
+        (0, [1]),
+        (2, [3]),
+        (-1, [2]),
+        (-2, [1]),
+        (slice(0, 2), [2]),
+        (slice(1, 3), [3]),
+        (slice(None, 5), [4, 1]),
+        (slice(1, None, 4), [2, 2]),
+        (slice(2, -2, 5), [3]),
+        ([1, 0], [2]),
+        ([2, 4], [3, 1]),
+        ([5, 0, 2, 0], [3, 2]),
+        (np.array([False, True, False, False, True, False]), [2, 1]),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("shards", [None, (8, 3, 16, 16)])
+def test_only_the_dates_that_are_read_are_decoded(
+    key: Any, dates: list[int], shards: Any, tiny_elic: Path, decoded: list[int | None]
+) -> None:
+    pixels = scene(6, 3, 16, 16)
+    one = elic(tiny_elic)
+    array = create(pixels.shape, chunks=one.chunk_shape, serializer=one, shards=shards)
+    array[:] = pixels
+    whole = array[:]
+    assert np.abs(np.diff(whole.astype(int), axis=0)).mean() > 20, "dates can be told apart"
+    decoded.clear()
+    near(array.oindex[key], whole[key])
+    assert sorted(decoded, key=dates.index) == dates
+    near(array.oindex[key, 1, 3:7, [5, 2]], whole[key][..., 1, 3:7, :][..., [5, 2]])
+    if not isinstance(key, (int, slice)):
+        picked = np.flatnonzero(key) if isinstance(key, np.ndarray) else key
+        picked = (picked, *[[0, 2, 1, 1][: len(picked)]] * 3)
+        decoded.clear()
+        near(array.vindex[picked], whole[picked])
+        assert sorted(decoded, key=dates.index) == dates
+
+
+@hypothesis_settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_a_selection_among_the_first_dates(data: st.DataObject) -> None:
+    """What zarr might ask of a chunk, and more: ends that are open, counted from behind, or past
+    the end, and any step."""
+    dims = tuple(data.draw(st.permutations(DIMS)))
+    sizes = {"time": 5, "band": 3, "y": 2, "x": 4}
+    one = XtecCodec(config(), dims, tuple(sizes[d] for d in dims))
+    cube = np.arange(np.prod(one.chunk_shape)).reshape(one.chunk_shape)
+    numbers = st.integers(-5, 4)
+    time = data.draw(
+        numbers | st.slices(5) | st.lists(numbers, min_size=1).map(np.array) | st.just(slice(1, 99))
+    )
+    axis = dims.index("time")
+    selection = tuple(time if d == "time" else slice(0, sizes[d] - 1) for d in dims)
+    if isinstance(time, np.ndarray) and data.draw(st.booleans()):
+        selection = np.ix_(*[time if d == "time" else np.arange(sizes[d] - 1) for d in dims])
+    wanted = cube[selection]
+    dates, left = one._first_dates(selection, cube.shape)
+    np.testing.assert_array_equal(np.take(cube, range(dates), axis)[left], wanted)
+    assert dates == max([*np.atleast_1d(np.arange(5)[time]), 0]) + 1
+
+
+def test_without_a_time_axis_all_is_decoded(tiny_elic: Path, decoded: list[int | None]) -> None:
+    one = elic(tiny_elic, ("y", "x", "band"))
+    pixels = scene(1, 3, 32, 16)[0].transpose(1, 2, 0)
+    names = ("y", "x", "band")
+    array = create(pixels.shape, chunks=one.chunk_shape, serializer=one, dimension_names=names)
+    array[:] = pixels
+    near(array[5:9, 3, ::2], array[:][5:9, 3, ::2])
+    assert set(decoded) == {None}
+
+
+def test_chunks_that_fail_together_are_decoded_one_by_one(
+    tiny_elic: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = scene(8, 3, 16, 16)
+    one, store = elic(tiny_elic), MemoryStore()
+    create(pixels.shape, store, chunks=one.chunk_shape, serializer=one)[:] = pixels
+    with zarr.config.set({"codec_pipeline.batch_size": 2}):
+        array = zarr.open_array(store, mode="r")
+    whole = array[:]
+    inner, calls = tec.codec.decode_many, []
+
+    def fail(streams: Any, *, dates: Any = None, **options: Any) -> list[np.ndarray]:
+        calls.append(list(dates))
+        if len(streams) > 1:
+            raise StreamError("one of them")
+        return inner(streams, dates=dates, **options)
+
+    monkeypatch.setattr(tec.codec, "decode_many", fail)
+    near(array[2:6], whole[2:6])
+    assert calls == [[4, 2], [4], [2]]
 
 
 # writes that do not cover a chunk

@@ -199,7 +199,11 @@ class ChunkCoder:
         return [bytes(d) for d in codec.encode_many(cubes, self.config, device=settings.device)]
 
     def decode_chunks(
-        self, data: Sequence[bytes], dtype: np.dtype, where: Sequence[str]
+        self,
+        data: Sequence[bytes],
+        dtype: np.dtype,
+        where: Sequence[str],
+        dates: Sequence[int | None] | None = None,
     ) -> list[np.ndarray]:
         """Decode chunks of the array in one pass of the network. Blocks: see `run_pass`.
 
@@ -209,6 +213,9 @@ class ChunkCoder:
         dtype : dtype of the array, with its byte order
         where : sequence of str
             What to call each chunk in an error.
+        dates : sequence of int, optional
+            How many dates of each chunk to decode, from the first on; None for all. The others are
+            missing in what is returned.
 
         Raises
         ------
@@ -220,14 +227,16 @@ class ChunkCoder:
         for one, name in zip(data, where, strict=True):
             self.check_header(one, dtype, name)
         try:
-            cubes = codec.decode_many(list(data), weights=self._path(), device=settings.device)
+            cubes = codec.decode_many(
+                list(data), dates=dates, weights=self._path(), device=settings.device
+            )
         except StreamError as error:
             if len(data) == 1:
                 raise StreamError(f"{where[0]}: {error}") from error
             # one by one, to name the chunk that is damaged
             return [
-                self.decode_chunks([one], dtype, [name])[0]
-                for one, name in zip(data, where, strict=True)
+                self.decode_chunks([one], dtype, [name], [n])[0]
+                for one, name, n in zip(data, where, dates or [None] * len(data), strict=True)
             ]
         return [self.from_cube(cube, dtype) for cube in cubes]
 

@@ -90,12 +90,20 @@ def compress(
             metavar="OUT", help="Zarr store to write; a name that ends in .zip becomes one file."
         ),
     ],
-    model: Annotated[str, typer.Option(help="elic or fp.")] = "elic",
+    model: Annotated[str, typer.Option(help="tt, elic, fp or flex.")] = "tt",
     compression: Annotated[
         float, typer.Option(help="Low means smaller, high means better: about 0.4 to 700.")
     ] = 20.0,
+    quality: Annotated[
+        str | None,
+        typer.Option(help="Of flex: 0 to 16, or one a date such as 16,4 (the last one goes on)."),
+    ] = None,
+    forecast: Annotated[
+        str, typer.Option(help="Of flex: mean or sample, in place of what quality leaves out.")
+    ] = "mean",
     weights: Annotated[
-        str, typer.Option(help="builtin, terracodec or the path of a checkpoint.")
+        str,
+        typer.Option(help="builtin, terracodec, terracodec:lronly or the path of a checkpoint."),
     ] = "builtin",
     chunks: Annotated[str | None, typer.Option(help="Such as time=4,y=512,x=512.")] = None,
     shards: Annotated[
@@ -146,6 +154,8 @@ def compress(
         overwrite=overwrite,
         model=model,
         compression=compression,
+        quality=_quality(quality),
+        forecast=forecast,
         weights=weights,
         chunks=_sizes(chunks, "--chunks"),
         shards=_sizes(shards, "--shards"),
@@ -221,7 +231,7 @@ def demo(
         str | None,
         typer.Argument(metavar="[CUBE]", help="A cube of yours; a generated scene when left out."),
     ] = None,
-    model: Annotated[str, typer.Option(help="elic or fp.")] = "elic",
+    model: Annotated[str, typer.Option(help="tt, elic or fp.")] = "elic",
     compression: Annotated[
         float, typer.Option(help="Low means smaller, high means better.")
     ] = 20.0,
@@ -260,7 +270,7 @@ def _show(rows: list[tuple[str, str]]) -> None:
 
 
 def _info_rows(variable: dict[str, Any]) -> list[tuple[str, str]]:
-    from .writing import human
+    from .writing import human, model_text
 
     size = f"{human(variable['bytes_in'])} -> {human(variable['bytes_out'])}"
     shape = ", ".join(
@@ -268,7 +278,10 @@ def _info_rows(variable: dict[str, Any]) -> list[tuple[str, str]]:
     )
     rows = [
         ("variable", variable["name"]),
-        ("model", f"{variable['model']}, compression {variable['compression']:g}"),
+        (
+            "model",
+            model_text(variable["model"], variable["compression"], variable.get("quality")),
+        ),
         ("weights", f"{variable['weights']} (sha256 {_short(variable['weights_sha256'])})"),
         ("bands", f"{', '.join(variable['bands'])} ({variable['sensor']})"),
         ("shape", f"{shape} {variable['dtype']}"),
@@ -316,6 +329,18 @@ def _bands(text: str | None) -> dict[str, str] | list[str] | None:
             f"--bands is {text!r}: write names (B02,B03) or pairs (SR_B2=B02,SR_B3=B03), not both"
         )
     return dict(part.split("=") for part in parts)  # type: ignore[misc]
+
+
+def _quality(text: str | None) -> list[int] | None:
+    """ "16,4" -> [16, 4]."""
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(
+            f"--quality is {text!r}: write 0 to 16, or one a date such as 16,4,4"
+        ) from None
 
 
 def _nodata(text: str) -> float | str | None:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import xarray as xr
-from tec.config import CodecConfig
+from tec.config import WEIGHTS, CodecConfig
 
 from .attributes import ATTRIBUTE, CF_ENCODING, storable
 from .bandvars import in_order
@@ -20,14 +20,14 @@ from .stored import Stored, stored_form
 
 T = TypeVar("T", xr.Dataset, xr.DataArray)
 
-_PLANNED = {"tt": "the temporal transformer", "flex": "FlexTEC"}
-
 
 def compress(
     obj: T,
     *,
     model: str = "tt",
-    compression: float = 20,
+    compression: float | str = 20,
+    quality: int | Sequence[int] | None = None,
+    forecast: str = "mean",
     weights: str | os.PathLike[str] = "builtin",
     bands: Mapping[str, str] | Sequence[str] | None = None,
     sensor: str | None = None,
@@ -48,11 +48,20 @@ def compress(
         or their usual synonyms; they come back in this order. Variables that are no reflectance
         (SCL, masks, angles) are kept, lossless.
     model : {"tt", "flex", "elic", "fp"}
-        The codec. "tt" and "flex" are not there yet: use "elic".
-    compression : float
-        λ: low means smaller files, high means better pixels. About 0.4 to 700.
+        The codec: "tt" predicts each date of a chunk from the ones before, "elic" and the faster
+        "fp" take each date on its own, "flex" has one checkpoint for all qualities. Chunks of one
+        date are coded by "elic" where the model is "tt".
+    compression : float or str
+        λ: low means smaller files, high means better pixels. About 0.4 to 700; "lambda-20" is 20.
+        Means nothing to the published "flex".
+    quality : int or sequence of int, optional
+        Only of model "flex": 0 (forecast from earlier dates) to 16 (the default), for all dates of
+        a chunk or one a date. The last one holds for the dates that follow: [16, 4].
+    forecast : {"mean", "sample"}
+        Only of model "flex": what stands in for what the quality leaves out.
     weights : str
-        "builtin", "terracodec" (published checkpoints from the Hugging Face Hub) or a path.
+        "builtin", "terracodec" (published checkpoints from the Hugging Face Hub; also
+        "terracodec:lronly" for "flex") or a path. "flex" has none built in.
     bands : mapping or sequence, optional
         ``{"SR_B2": "B02", ...}`` maps names of yours to Sentinel-2's; a list names a band axis that
         has no names.
@@ -95,7 +104,6 @@ def compress(
     >>> packed.shape, packed.dtype, packed.encoding["chunks"]
     ((2, 3, 32, 32), dtype('uint16'), (2, 3, 32, 32))
     """
-    _check_model(model)
     if zarr_format not in (2, 3):
         raise ValueError(f"zarr_format must be 3 or 2, got {zarr_format!r}")
     blocks = {**DEFAULT_CHUNKS, **sizes_of(chunks, "chunks"), **sizes_of(shards, "shards")}
@@ -103,7 +111,9 @@ def compress(
     stored = stored_form(cube.data, offset=offset, scale=scale, nodata=nodata)
     config = CodecConfig(
         model=model,
-        compression=compression,
+        compression=compression,  # type: ignore[arg-type]  # the config takes names as well
+        quality=quality,  # type: ignore[arg-type]  # and a number
+        forecast=forecast,
         weights=_absolute(weights),
         sensor=cube.sensor,
         bands=cube.bands,
@@ -142,17 +152,9 @@ def codec_of(encoding: Mapping[str, Any]) -> Any | None:
     return None
 
 
-def _check_model(model: str) -> None:
-    if model in _PLANNED:
-        raise ValueError(
-            f"model {model!r} ({_PLANNED[model]}) is not part of this version yet: pass "
-            "model='elic'"
-        )
-
-
 def _absolute(weights: Any) -> Any:
     """A path as whoever reads the store from another folder needs it."""
-    is_path = isinstance(weights, os.PathLike) or weights not in ("builtin", "terracodec")
+    is_path = isinstance(weights, os.PathLike) or weights not in WEIGHTS
     return os.path.abspath(weights) if is_path and os.path.isfile(weights) else weights
 
 
@@ -216,14 +218,10 @@ def provenance(config: CodecConfig, variables: Mapping[str, Any] | None = None) 
     """What the attribute ``xtec`` says, as JSON values."""
     from . import __version__
 
-    kept = {
-        key: value
-        for key, value in config.to_dict().items()
-        if key in ("format", "model", "compression", "weights", "weights_sha256")
-    }
+    kept = ("format", "model", "compression", "quality", "forecast", "weights", "weights_sha256")
     return {
         "version": __version__,
-        **kept,
+        **{key: value for key, value in config.to_dict().items() if key in kept},
         **({} if variables is None else {"variables": variables}),
     }
 

@@ -88,6 +88,8 @@ def _describe(name: str, array: zarr.Array, codec: ChunkCoder) -> dict[str, Any]
             for key in (
                 "model",
                 "compression",
+                "quality",
+                "forecast",
                 "weights",
                 "weights_sha256",
                 "format",
@@ -95,6 +97,7 @@ def _describe(name: str, array: zarr.Array, codec: ChunkCoder) -> dict[str, Any]
                 "bands",
                 "nodata",
             )
+            if key in config  # not all models have a quality
         },
         **{key: config[key] for key in ("offset", "scale")},
         "dims": list(codec.dims),

@@ -9,7 +9,7 @@ import shutil
 import time
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +47,7 @@ class Summary:
     bytes_in : size of these values as they would be stored without compression
     bytes_out : size of the variable in the store, metadata included
     seconds : reading, compressing and writing
+    quality : of the codec, where the model is "flex"
     """
 
     store: str
@@ -57,6 +58,7 @@ class Summary:
     bytes_in: int
     bytes_out: int
     seconds: float
+    quality: tuple[int, ...] | None = None
 
     @property
     def ratio(self) -> float:
@@ -78,7 +80,7 @@ class Summary:
         return [
             ("store", self.store),
             ("variable", self.variable),
-            ("model", f"{self.model}, compression {self.compression:g}"),
+            ("model", model_text(self.model, self.compression, self.quality)),
             (
                 "size",
                 f"{human(self.bytes_in)} -> {human(self.bytes_out)} ({self.ratio:.1f} times "
@@ -100,6 +102,21 @@ class Summary:
             for a, b in self.rows()
         )
         return f"<table>{''.join(cells)}</table>"
+
+
+def model_text(model: str, compression: float, quality: Sequence[int] | None = None) -> str:
+    """The model and what sets its rate: quality where it has one, else compression.
+
+    Examples
+    --------
+    >>> model_text("tt", 20.0)
+    'tt, compression 20'
+    >>> model_text("flex", 20.0, [16, 4])
+    'flex, quality 16, 4'
+    """
+    if quality is None:
+        return f"{model}, compression {compression:g}"
+    return f"{model}, quality {', '.join(map(str, quality))}"
 
 
 def human(nbytes: float) -> str:
@@ -280,6 +297,7 @@ def _summary(packed: xr.Dataset | xr.DataArray, store: str, size: int, seconds: 
         data.size * itemsize,
         size,
         seconds,
+        config.quality,
     )
 
 

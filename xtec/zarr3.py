@@ -130,14 +130,18 @@ class XtecCodec(
         return chunk
 
     async def _decode(
-        self, data: Sequence[bytes], specs: Sequence[ArraySpec], where: Sequence[str]
+        self,
+        data: Sequence[bytes],
+        specs: Sequence[ArraySpec],
+        where: Sequence[str],
+        dates: Sequence[int | None] | None = None,
     ) -> list[np.ndarray]:
         if not data:
             return []
         for spec in specs:
             self.check_chunk(spec.shape)
         dtype = specs[0].dtype.to_native_dtype()
-        return await _in_pass(self.decode_chunks, data, dtype, where)
+        return await _in_pass(self.decode_chunks, data, dtype, where, dates)
 
     # reading
 
@@ -146,9 +150,10 @@ class XtecCodec(
     ) -> list[NDBuffer | None]:
         batch = list(batch_info)
         buffers = await asyncio.gather(*(getter.get(spec.prototype) for getter, _, spec in batch))
+        asked = [self._first_dates(selection, spec.shape) for _, selection, spec in batch]
         found = [
-            (buffer.to_bytes(), selection, spec, _where(getter))
-            for buffer, (getter, selection, spec) in zip(buffers, batch, strict=True)
+            (buffer.to_bytes(), spec, _where(getter), dates)
+            for buffer, (getter, _, spec), (dates, _) in zip(buffers, batch, asked, strict=True)
             if buffer is not None
         ]
         if len(found) < len(batch) and settings.missing_chunks != "fill":
@@ -162,16 +167,35 @@ class XtecCodec(
         chunks = iter(
             await self._decode(
                 [data for data, *_ in found],
-                [spec for _, _, spec, _ in found],
-                [where for *_, where in found],
+                [spec for _, spec, _, _ in found],
+                [where for _, _, where, _ in found],
+                [dates for *_, dates in found],
             )
         )
         return [
             None
             if buffer is None  # zarr fills
             else spec.prototype.nd_buffer.from_numpy_array(np.asarray(next(chunks)[selection]))
-            for buffer, (_, selection, spec) in zip(buffers, batch, strict=True)
+            for buffer, (_, _, spec), (_, selection) in zip(buffers, batch, asked, strict=True)
         ]
+
+    def _first_dates(
+        self, selection: SelectorTuple, shape: tuple[int, ...]
+    ) -> tuple[int | None, SelectorTuple]:
+        """How many dates of a chunk a selection needs (None: all), and the selection among these.
+
+        Nothing is counted from the end any more: fewer dates have another end.
+        """
+        if "time" not in self.dims or not isinstance(selection, tuple):
+            return None, selection
+        axis = self.dims.index("time")
+        asked = selection[axis]
+        at: Any = np.arange(shape[axis])[asked]
+        dates = 1 + int(np.max(at, initial=0))
+        if isinstance(asked, slice):
+            start, stop, step = asked.indices(shape[axis])
+            at = slice(start, stop if stop >= 0 else None, step)
+        return dates, (*selection[:axis], at, *selection[axis + 1 :])
 
     async def _decode_partial_single(
         self, byte_getter: ByteGetter, selection: SelectorTuple, chunk_spec: ArraySpec

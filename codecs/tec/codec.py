@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Union, cast
 
 import numpy as np
 
 from . import samples, stream, weights
-from .config import CodecConfig
+from .config import TOKENS, CodecConfig
 from .errors import StreamError, TecError, WeightsError
 from .weights import resolve_device
 
 if TYPE_CHECKING:
     import torch
 
-    from .models.coding import CodecModel, Steps
+    from .models.coding import CodecModel, TemporalModel
 
+Network = Union["CodecModel", "TemporalModel"]
+
+#: Models that code a date from the dates before.
+TEMPORAL = ("tt", "flex")
 #: Most pixels (dates x height x width) that go through the network together.
 _PIXELS = {"cpu": 2**19, "cuda": 2**23}
 
@@ -53,42 +55,12 @@ def encode_many(
 ) -> list[bytes]:
     """Compress several chunks, their dates batched through the network; see `encode`."""
     device = resolve_device(device)
-    model = routed(config.model)
-    # Who compresses with a published checkpoint has asked for it; who reads has not.
-    network = weights.load(
-        model,
-        weights=config.weights,
-        sensor=config.sensor,
-        compression=config.compression,
-        device=device,
-        expect=config.weights_sha256,
-        download=True,
-    )
     config = replace(config, compression=float(np.float32(config.compression)))
-    jobs = [_Job(np.asarray(chunk), config) for chunk in chunks]
-    dates = [
-        _DatePlace(i, d, job.padded(network.stride))
-        for i, job in enumerate(jobs)
-        for d in range(job.extent[0])
-    ]
-    coded: dict[tuple[int, int], stream.Date] = {}
-    for batch in _batches(dates, device):
-        planes = np.stack([jobs[p.chunk].planes(p.date, network.stride) for p in batch])
-        for place, date in zip(batch, _encode_batch(network, planes, config.compression)):
-            coded[place.chunk, place.date] = date
-    out = []
-    for i, job in enumerate(jobs):
-        header = stream.Header(
-            config=config,
-            model=model,
-            digest=bytes.fromhex(network.sha256)[:16],
-            dtype=job.dtype,
-            shape=job.chunk.shape,
-            extent=job.extent,
-            margin=network.margin.to_bytes(),
-        )
-        out.append(stream.pack(header, job.specials, [coded[i, d] for d in range(job.extent[0])]))
-    return out
+    jobs = [_Job(np.asarray(chunk), config, device) for chunk in chunks]
+    units = [unit for i, job in enumerate(jobs) for unit in _units(i, job.extent[0], job)]
+    for batch in _batches(units, device):
+        _encode_batch([(jobs[unit.chunk], unit.dates) for unit in batch])
+    return [job.packed() for job in jobs]
 
 
 def decode(
@@ -125,26 +97,23 @@ def decode(
 def decode_many(
     streams: Sequence[bytes | memoryview],
     *,
-    dates: int | None = None,
+    dates: int | Sequence[int | None] | None = None,
     weights: str | None = None,
     device: str = "auto",
 ) -> list[np.ndarray]:
-    """Decompress several chunks, their dates batched through the network; see `decode`."""
+    """Decompress several chunks, their dates batched through the network; see `decode`.
+
+    ``dates`` may be a sequence, one entry a stream.
+    """
     device = resolve_device(device)
-    chunks = [_Coded(data, dates, weights, device) for data in streams]
-    places = [
-        _DatePlace(i, d, (*c.padded, c.group))
-        for i, c in enumerate(chunks)
-        for d in range(c.coded_dates)
-    ]
-    for batch in _batches(places, device):
-        first = chunks[batch[0].chunk]
-        latents = _decode_batch(
-            first, [chunks[p.chunk].dates[p.date] for p in batch], [f"date {p.date}" for p in batch]
-        )
-        x_hat = _synthesis(first.network, latents, first.header.config.compression)
-        for place, plane in zip(batch, x_hat):
-            chunks[place.chunk].put(place.date, plane)
+    each = [dates] * len(streams) if dates is None or isinstance(dates, int) else dates
+    chunks = [_Coded(data, n, weights, device) for data, n in zip(streams, each, strict=True)]
+    units = [unit for i, c in enumerate(chunks) for unit in _units(i, c.coded_dates, c)]
+    for batch in _batches(units, device):
+        members = [(chunks[unit.chunk], unit.dates) for unit in batch]
+        for k, (_, planes) in enumerate(_decode_batch(members)):
+            for (coded, dates), plane in zip(members, planes):
+                coded.put(dates[k], plane)
     return [c.out for c in chunks]
 
 
@@ -154,35 +123,46 @@ def latents(
     """The decoded latents of a stream, one (channel, y / 16, x / 16) float32 a coded date."""
     coded = _Coded(data, None, weights, resolve_device(device))
     return [
-        _decode_batch(coded, [date], [f"date {i}"])[0].cpu().numpy()
-        for i, date in enumerate(coded.dates)
+        y_hat[0].float().cpu().numpy()
+        for unit in _units(0, coded.coded_dates, coded)
+        for y_hat, _ in _decode_batch([(coded, unit.dates)])
     ]
 
 
-def routed(model: str) -> str:
-    """The model that codes a chunk; raises TecError for those that this version does not have."""
-    if model in ("tt", "flex"):
-        raise TecError(
-            f"model {model!r} is not in this version yet: use model='elic' (each date on its own) "
-            "or 'fp'"
-        )
-    return model
+def routed(config: CodecConfig, dates: int) -> str:
+    """The model that codes a chunk of so many dates.
+
+    A single one is an image, where the weights that were asked for have a model for images.
+    """
+    if config.model != "tt" or dates > 1:
+        return config.model
+    return "elic" if weights.exists("elic", config.weights, config.sensor) else "tt"
 
 
 @dataclass(frozen=True)
-class _DatePlace:
-    """One date of one chunk; dates of equal ``key`` (height, width, ...) can share a batch."""
+class _Unit:
+    """Dates of one chunk that are coded one after another; units of equal ``key`` can share a
+    batch."""
 
     chunk: int
-    date: int
+    dates: range
     key: tuple
 
 
-def _batches(places: list[_DatePlace], device: str) -> Iterator[list[_DatePlace]]:
+def _units(chunk: int, dates: int, of: _Job | _Coded) -> list[_Unit]:
+    if not dates:
+        return []
+    key = (*of.padded, of.group)
+    if of.model in TEMPORAL:
+        return [_Unit(chunk, range(dates), (*key, dates))]
+    return [_Unit(chunk, range(d, d + 1), key) for d in range(dates)]
+
+
+def _batches(units: list[_Unit], device: str) -> Iterator[list[_Unit]]:
     limit = _PIXELS["cpu" if device == "cpu" else "cuda"]
-    groups: dict[tuple, list[_DatePlace]] = {}
-    for place in places:
-        groups.setdefault(place.key, []).append(place)
+    groups: dict[tuple, list[_Unit]] = {}
+    for unit in units:
+        groups.setdefault(unit.key, []).append(unit)
     for key, group in groups.items():
         size = max(1, limit // (key[0] * key[1]))
         for i in range(0, len(group), size):
@@ -192,7 +172,7 @@ def _batches(places: list[_DatePlace], device: str) -> Iterator[list[_DatePlace]
 class _Job:
     """A chunk on its way in."""
 
-    def __init__(self, chunk: np.ndarray, config: CodecConfig) -> None:
+    def __init__(self, chunk: np.ndarray, config: CodecConfig, device: str) -> None:
         if chunk.ndim != 4:
             raise TecError(f"a chunk is (time, band, y, x), this one has shape {chunk.shape}")
         if chunk.shape[1] != len(config.bands):
@@ -211,6 +191,21 @@ class _Job:
         self.specials, self.mask = samples.pack_specials(inside, config.nodata)
         if self.dtype == "float32" and config.scale == 1:
             self._check_unit(inside)
+        self.model = routed(config, t)
+        # Who compresses with a published checkpoint has asked for it; who reads has not.
+        self.network = weights.load(
+            self.model,
+            weights=config.weights,
+            sensor=config.sensor,
+            compression=config.compression,
+            device=device,
+            expect=config.weights_sha256 if self.model == config.model else None,
+            download=True,
+        )
+        self.padded = _padded(self.extent, self.network.stride)
+        self.group = self.model
+        self.dates: dict[int, stream.Date] = {}
+        self.how: tuple[int, ...] = ()
 
     def _check_unit(self, inside: np.ndarray) -> None:
         """Reflectance from 0 to 1 that is taken for DN would come back as next to nothing."""
@@ -221,13 +216,25 @@ class _Job:
                 "takes them for DN: pass scale=1e-4"
             )
 
-    def padded(self, stride: int) -> tuple[int, int]:
-        return _padded(self.extent, stride)
-
-    def planes(self, date: int, stride: int) -> np.ndarray:
+    def planes(self, date: int) -> np.ndarray:
         _, y, x = self.extent
         mask = None if self.mask is None else self.mask[date]
-        return samples.date_planes(self.chunk[date, :, :y, :x], mask, self.config, stride)
+        pixels = self.chunk[date, :, :y, :x]
+        return samples.date_planes(pixels, mask, self.config, self.network.stride)
+
+    def packed(self) -> bytes:
+        """The stream, once all dates are coded."""
+        header = stream.Header(
+            config=self.config,
+            model=self.model,
+            digest=bytes.fromhex(self.network.sha256)[:16],
+            dtype=self.dtype,
+            shape=self.chunk.shape,
+            extent=self.extent,
+            margin=self.network.margin.to_bytes(),
+            how=self.how,
+        )
+        return stream.pack(header, self.specials, [self.dates[d] for d in range(self.extent[0])])
 
 
 class _Coded:
@@ -240,7 +247,8 @@ class _Coded:
         header = self.header
         self.device = device
         self.path = path
-        self._network: CodecModel | None = None
+        self.model = header.model
+        self._network: Network | None = None
         t, b, y, x = header.shape
         n = t if dates is None else min(dates, t)
         self.coded_dates = min(n, len(self.dates))
@@ -257,15 +265,15 @@ class _Coded:
     @property
     def group(self) -> tuple:
         h = self.header
-        return h.model, h.digest, h.config.compression, h.margin
+        return h.model, h.digest, h.config.compression, h.config.forecast, h.margin
 
     @property
-    def network(self) -> CodecModel:
+    def network(self) -> Network:
         if self._network is None:
             self._network = self.evaluation("float32")
         return self._network
 
-    def evaluation(self, precision: str) -> CodecModel:
+    def evaluation(self, precision: str) -> Network:
         """The network that the stream names, in some precision."""
         config = self.header.config
         name = config.weights
@@ -277,7 +285,7 @@ class _Coded:
                 )
             name = self.path
         return weights.load(
-            routed(self.header.model),
+            self.model,
             weights=name,
             sensor=config.sensor,
             compression=config.compression,
@@ -298,122 +306,96 @@ def _padded(extent: tuple[int, int, int], stride: int) -> tuple[int, int]:
     return samples.padded(extent[1], stride), samples.padded(extent[2], stride)
 
 
-def drive(steps: Steps, symbols_of: Callable) -> torch.Tensor:
-    """Run a model's autoregression: ``symbols_of(step)`` gives symbols (n, k); returns y_hat."""
-    try:
-        step = next(steps)
-        while True:
-            step = steps.send(symbols_of(step))
-    except StopIteration as end:
-        return end.value
+def _encode_batch(members: list[tuple[_Job, range]]) -> None:
+    """Code dates of some chunks: as many of each, of one size, with one network."""
+    from . import coder
+
+    jobs = [job for job, _ in members]
+    network, config = jobs[0].network, jobs[0].config
+    ys = []
+    with coder.exactly(network):
+        for places in zip(*(dates for _, dates in members)):
+            planes = np.stack([job.planes(date) for job, date in zip(jobs, places)])
+            ys.append(network.analysis(_to_network(network, planes), config.compression))
+        if jobs[0].model in TEMPORAL:
+            sent = config.tokens(len(ys)) or (TOKENS,) * len(ys)
+            rows, how = coder.encode_series(
+                cast("TemporalModel", network), ys, config.compression, sent, config.forecast
+            )
+            for job, ways in zip(jobs, how):
+                job.how = ways
+        else:
+            image = coder.encode_images(cast("CodecModel", network), ys[0], config.compression)
+            rows = [[date] for date in image.dates]
+    for (job, dates), row in zip(members, rows):
+        job.dates.update(zip(dates, row))
 
 
-def _encode_batch(network: CodecModel, planes: np.ndarray, compression: float) -> list[stream.Date]:
-    """Standardised planes (n, band, h, w) -> n coded dates."""
-    from .entropy import portable, rans
+def _decode_batch(
+    members: list[tuple[_Coded, range]],
+) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
+    """Latents and planes (n, ...), date after date, of some chunks of equal group."""
+    from . import coder
 
-    with _exactly(network):
-        x = _to_network(network, planes)
-        y = network.analysis(x, compression)
-        values = {"y": y, **network.side(y, compression)}
-        n, _, h, w = y.shape
-        writer = portable.Writer(n, network.grid, network.margin)
-        symbols: list[np.ndarray] = []
-        index: list[np.ndarray] = []
-
-        def symbols_of(step):
-            rest = step.select(values[step.latent]).cpu().numpy() - step.mean
-            if not (np.abs(rest) < 2**30).all():  # a NaN fails too
-                raise TecError(
-                    "a latent is not finite or too large to code: are the input values physical?"
-                )
-            symbols.append(np.rint(rest).astype(np.int32))
-            index.append(step.index)
-            return symbols[-1]
-
-        y_hat = drive(network.steps((n, h, w), compression, writer), symbols_of)
-    all_symbols, all_index = np.concatenate(symbols, 1), np.concatenate(index, 1)
-    return [
-        stream.Date(checksum, decisions, rans.encode(all_symbols[i], all_index[i], network.tables))
-        for i, (checksum, decisions) in enumerate(zip(_checksums(y_hat), writer.getvalue()))
-    ]
+    first = members[0][0]
+    with coder.exactly(first.network):
+        for y_hat, restored in _decode_latents(members):
+            planes = first.network.synthesis(restored.float(), first.header.config.compression)
+            yield y_hat, planes.cpu().numpy()
 
 
-def _decode_batch(coded: _Coded, dates: list[stream.Date], names: list[str]) -> torch.Tensor:
-    """n coded dates -> y_hat (n, latents, h, w), checked against the checksums of the encoder.
+_Latents = list[tuple["torch.Tensor", "torch.Tensor"]]
 
-    A date that does not come out right in the batch is tried alone, then in float64.
+
+def _decode_latents(members: list[tuple[_Coded, range]]) -> _Latents:
+    """For each date latents and what the synthesis gets: (n, ...) each.
+
+    Chunks that do not come out right in the batch are tried alone, then in float64.
     """
     import torch
 
     try:
-        return _decode_latents(coded.network, coded, dates)
-    except StreamError:
-        out = []
-        for date, name in zip(dates, names):
-            for precision in ("float32", "float64"):
-                try:
-                    y_hat = _decode_latents(coded.evaluation(precision), coded, [date])
-                except StreamError as error:
-                    failure = error
-                else:
-                    out.append(y_hat.float())
-                    break
-            else:
-                raise StreamError(
-                    f"{name}: the bytes are intact, but the latents come out differently here than "
-                    f"where they were written ({failure}). The arithmetic of this machine differs "
-                    "by more than the rounding margin of the stream; decode on another machine or "
-                    "device, and please report it"
-                ) from failure
-        return torch.cat(out)
+        return _evaluate(members, "float32")
+    except StreamError as failure:
+        if len(members) > 1:
+            each = [_decode_latents([member]) for member in members]
+            return [tuple(torch.cat(part) for part in zip(*row)) for row in zip(*each)]  # type: ignore[misc]
+        try:
+            return [(a.float(), b.float()) for a, b in _evaluate(members, "float64")]
+        except StreamError:
+            raise StreamError(
+                f"{failure}: the bytes are intact, but the latents come out differently here than "
+                "where they were written. The arithmetic of this machine differs by more than the "
+                "rounding margin of the stream; decode on another machine or device, and please "
+                "report it"
+            ) from failure
 
 
-def _decode_latents(network: CodecModel, coded: _Coded, dates: list[stream.Date]) -> torch.Tensor:
-    from .entropy import portable, rans
+def _evaluate(members: list[tuple[_Coded, range]], precision: str) -> _Latents:
+    from . import coder
 
-    n = len(dates)
-    h, w = (size // 16 for size in coded.padded)
-    decoders = [rans.Decoder(date.payload, network.tables) for date in dates]
-    reader = portable.Reader([date.decisions for date in dates], network.grid)
-
-    def symbols_of(step):
-        return np.stack([decoder.read(row) for decoder, row in zip(decoders, step.index)])
-
-    with _exactly(network):
-        y_hat = drive(network.steps((n, h, w), coded.header.config.compression, reader), symbols_of)
-    for decoder in decoders:
-        decoder.finish()
-    reader.finish()
-    for date, checksum in zip(dates, _checksums(y_hat)):
-        if checksum != date.checksum:
-            raise StreamError("checksum of the decoded latents does not match")
-    return y_hat
-
-
-def _checksums(y_hat: torch.Tensor) -> list[int]:
-    return [zlib.crc32(np.ascontiguousarray(y, "<f4").data) for y in y_hat.float().cpu().numpy()]
+    first = members[0][0]
+    network, config = first.evaluation(precision), first.header.config
+    shape = first.padded[0] // 16, first.padded[1] // 16
+    rows = [[chunk.dates[d] for d in dates] for chunk, dates in members]
+    with coder.exactly(network):
+        if first.model in TEMPORAL:
+            series = cast("TemporalModel", network)
+            how = [chunk.header.how for chunk, _ in members]
+            return list(
+                coder.decode_series(series, rows, how, shape, config.compression, config.forecast)
+            )
+        try:
+            y_hat = coder.decode_images(
+                cast("CodecModel", network), [row[0] for row in rows], shape, config.compression
+            )
+        except StreamError as error:
+            places = sorted({dates[0] for _, dates in members})
+            raise StreamError(f"date {', '.join(map(str, places))}: {error}") from error
+        return [(y_hat, y_hat)]
 
 
-def _synthesis(network: CodecModel, y_hat: torch.Tensor, compression: float) -> np.ndarray:
-    with _exactly(network):
-        return network.synthesis(y_hat, compression).float().cpu().numpy()
-
-
-@contextmanager
-def _exactly(network: CodecModel) -> Iterator[None]:
-    """Inference in the precision of the weights; cuDNN would round to TF32, beyond any margin."""
-    import torch
-
-    with torch.inference_mode():
-        if next(network.parameters()).is_cuda:
-            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-                yield
-        else:
-            yield
-
-
-def _to_network(network: CodecModel, planes: np.ndarray) -> torch.Tensor:
+def _to_network(network: Network, planes: np.ndarray) -> torch.Tensor:
     import torch
 
     parameter = next(network.parameters())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any
@@ -14,6 +14,12 @@ from .errors import TecError
 from .sensors import get_sensor
 
 MODELS = ("elic", "fp", "tt", "flex")
+#: ``weights`` that are no path
+WEIGHTS = ("builtin", "terracodec", "terracodec:lronly")
+#: what ``flex`` puts in place of the tokens that it does not send
+FORECASTS = ("mean", "sample")
+#: tokens of a block of ``flex``: the highest quality
+TOKENS = 16
 #: of ``compression`` with built-in weights, which cover the range continuously
 COMPRESSION_RANGE = (0.4, 700.0)
 #: with any other weights: wide enough for every checkpoint, narrow enough to catch a slip
@@ -31,14 +37,19 @@ class CodecConfig:
     Parameters
     ----------
     model : "elic", "fp", "tt" or "flex"
-    compression : lambda of the models; low means smaller. 0.4 to 700 with built-in weights.
-    weights : "builtin", "terracodec" or the path of a file
+    compression : lambda of the models; low means smaller. 0.4 to 700 with built-in weights. In a
+        checkpoint's name, such as "lambda-20", the number counts.
+    weights : "builtin", "terracodec", "terracodec:lronly" (of model "flex") or the path of a file
     weights_sha256 : 64 hexadecimal digits, or None while not known
     sensor : "S2L2A" or "S2L1C"
     bands : canonical names in the order of the chunk; None for all bands of the sensor
     nodata : the value that marks missing pixels, in stored units (may be NaN for floats), or None
     offset : what DN carry on top of reflectance x 10000 (1000 from baseline 04.00 on)
     scale : what one DN is worth in stored units (1e-4 for float reflectance from 0 to 1)
+    quality : only of model "flex" (16 there when left out): tokens that are sent, 0 to 16, for the
+        whole chunk or date by date. The last value holds for all dates that follow.
+    forecast : only of model "flex": what stands in for tokens that are not sent, the "mean" of the
+        model's prediction or a "sample" of it
     format : version of the byte layout
 
     Raises
@@ -56,6 +67,8 @@ class CodecConfig:
     nodata: int | float | None = None
     offset: float = 0.0
     scale: float = 1.0
+    quality: tuple[int, ...] | None = None  # a tuple once validated
+    forecast: str = "mean"
     format: int = 1
 
     def __post_init__(self) -> None:
@@ -71,6 +84,11 @@ class CodecConfig:
             raise TecError(
                 f"weights is {weights!r}: use 'builtin', 'terracodec' or the path of a file"
             )
+        if weights == "terracodec:lronly" and self.model != "flex":
+            raise TecError(
+                f"weights {weights!r} are of model 'flex', not {self.model!r}: pass model='flex', "
+                "or weights='terracodec'"
+            )
         if self.weights_sha256 is not None and not (
             isinstance(self.weights_sha256, str)
             and re.fullmatch("[0-9a-f]{64}", self.weights_sha256)
@@ -83,20 +101,40 @@ class CodecConfig:
         self._set(
             format=1,
             weights=weights,
-            compression=_number("compression", self.compression, lowest, highest),
+            compression=_number("compression", _lambda(self.compression), lowest, highest),
             offset=_number("offset", self.offset, -1e5, 1e5, "in DN, 1000 for baseline 04.00"),
             scale=_number("scale", self.scale, 1e-9, 1e9, "stored units per DN"),
             nodata=_nodata(self.nodata),
             bands=_bands(self.bands, self.sensor),
+            quality=_quality(self.quality, self.model),
         )
+        if self.forecast not in FORECASTS:
+            raise TecError(f"forecast is {self.forecast!r}: choose {' or '.join(FORECASTS)}")
+        if self.forecast != "mean" and self.model != "flex":
+            raise TecError(
+                f"forecast is {self.forecast!r}, but model is {self.model!r}: only model='flex' "
+                "forecasts; leave it out"
+            )
 
     def _set(self, **values: Any) -> None:
         for name, value in values.items():
             object.__setattr__(self, name, value)  # the way to set a field of a frozen dataclass
 
+    def tokens(self, dates: int) -> tuple[int, ...]:
+        """The quality of each of so many dates; empty where the model is not "flex"."""
+        quality = self.quality or ()
+        return (quality + quality[-1:] * dates)[:dates]
+
     def to_dict(self) -> dict[str, Any]:
-        """A new dict of JSON values (a nodata that is not finite is a word: "NaN")."""
+        """A new dict of JSON values (a nodata that is not finite is a word: "NaN").
+
+        ``quality`` and ``forecast`` are in it where the model is "flex".
+        """
         values = {f.name: getattr(self, f.name) for f in fields(self)}
+        if self.quality is None:
+            del values["quality"], values["forecast"]
+        else:
+            values["quality"] = list(self.quality)
         values["bands"] = list(self.bands)
         if isinstance(self.nodata, float) and not math.isfinite(self.nodata):
             values["nodata"] = {"nan": "NaN", "inf": "Infinity"}.get(str(self.nodata), "-Infinity")
@@ -156,6 +194,42 @@ def _number(name: str, value: Any, lowest: float, highest: float, unit: str = ""
         unit = f" ({unit})" if unit else ""
         raise TecError(f"{name} is {value!r}: it must lie within {lowest:g} and {highest:g}{unit}")
     return number
+
+
+def _lambda(value: Any) -> Any:
+    """ "lambda-20" -> 20.0; what is no string passes."""
+    if not isinstance(value, str):
+        return value
+    name = re.fullmatch(r"lambda-(\d+(?:\.\d+)?)", value)
+    if name is None:
+        raise TecError(
+            f"compression is {value!r}: it must be a number, or the name of a checkpoint such as "
+            "'lambda-20'"
+        )
+    return float(name[1])
+
+
+def _quality(value: Any, model: str) -> tuple[int, ...] | None:
+    if model != "flex":
+        if value is not None:
+            raise TecError(
+                f"quality is {value!r}, but model is {model!r}: only model='flex' has a quality, "
+                "the others have compression="
+            )
+        return None
+    if value is None:
+        return (TOKENS,)
+    many = isinstance(value, Iterable) and not isinstance(value, str)
+    values = tuple(value) if many else (value,)
+    if not values or not all(
+        isinstance(v, Integral) and not isinstance(v, bool) and 0 <= int(v) <= TOKENS
+        for v in values
+    ):
+        raise TecError(
+            f"quality is {value!r}: it must be a whole number from 0 to {TOKENS}, or a list with "
+            "one for each date, such as [16, 4, 4]"
+        )
+    return tuple(int(v) for v in values)
 
 
 def _nodata(value: Any) -> int | float | None:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from .config import CodecConfig
+from .config import FORECASTS, TOKENS, WEIGHTS, CodecConfig
 from .errors import StreamError
 from .sensors import SENSORS
 
@@ -23,6 +25,8 @@ SENSOR_CODES = {"S2L2A": 1, "S2L1C": 2}
 
 _NODATA, _OFFSET, _SCALE, _ORDER, _EXTENT = 1, 2, 4, 8, 16
 _DIGEST = 16  # bytes of the sha256 of the weights that go into a stream
+#: ``how`` of a date of model "tt": as by "elic", or by the temporal transformer
+INTRA, TEMPORAL = 2, 3
 #: No chunk may declare more samples than this: 2**36 is 64 times a (100, 13, 8192, 8192) cube of
 # one byte.
 MAX_SAMPLES = 2**36
@@ -50,13 +54,16 @@ class Header:
 
     Attributes
     ----------
-    config : settings of the codec; ``weights`` is an id ("builtin", "terracodec", "file")
+    config : settings of the codec; ``weights`` is an id ("builtin", "terracodec",
+        "terracodec:lronly", "file"), ``quality`` is ``how`` ((16,) where no date was coded)
     model : the model that coded this chunk; differs from ``config.model`` only where routing chose
     digest : first 16 bytes of the sha256 of the weights
     dtype : "uint16", "int16" or "float32"
     shape : (time, band, y, x) of the chunk
     extent : (time, y, x) that was coded; the rest is nodata
     margin : rounding margin, 2 bytes (`tec.entropy.portable.Margin`)
+    how : one a coded date for model "tt" (`INTRA` or `TEMPORAL`) and "flex" (tokens sent, 0 to 16);
+        empty for the others
     nbytes : length of the whole stream
     """
 
@@ -67,12 +74,13 @@ class Header:
     shape: tuple[int, int, int, int]
     extent: tuple[int, int, int]
     margin: bytes = b"\0\0"
+    how: tuple[int, ...] = ()
     nbytes: int = field(default=0, compare=False)
 
 
 def weights_id(weights: str) -> str:
     """The id a stream keeps: a path means nothing on another machine, so it becomes "file"."""
-    return weights if weights == "builtin" or weights.startswith("terracodec") else "file"
+    return weights if weights in WEIGHTS else "file"
 
 
 def pack(header: Header, specials: bytes, dates: list[Date]) -> bytes:
@@ -113,6 +121,9 @@ def pack(header: Header, specials: bytes, dates: list[Date]) -> bytes:
         out += struct.pack("<d", config.scale)
     for n in (t, y, x) + (header.extent if flags & _EXTENT else ()):
         out += _varint(n)
+    if header.model == "flex":
+        out.append(FORECASTS.index(config.forecast))
+    out += bytes(header.how)
     out += _varint(len(specials))
     for date in dates:
         out += (
@@ -200,6 +211,8 @@ def _read_header(reader: _Reader, nbytes: int) -> Header:
         weights = bytes(reader.take(reader.take(1, "weights id")[0], "weights id")).decode("ascii")
     except UnicodeDecodeError as error:
         raise StreamError("the weights id in the header is not text") from error
+    if weights not in (*WEIGHTS, "file"):
+        raise StreamError(f"unknown weights id {weights!r} in the header: install a newer xtec")
     compression, mask = struct.unpack("<fH", reader.take(6, "compression"))
     bands = SENSORS[sensor].bands
     places = [i for i in range(16) if mask >> i & 1]
@@ -226,6 +239,16 @@ def _read_header(reader: _Reader, nbytes: int) -> Header:
         or any(e > n for e, n in zip(extent, (t, y, x)))
     ):
         raise StreamError(f"impossible shape {shape} or extent {extent} in the header")
+    how: tuple[int, ...] = ()
+    flex: dict[str, Any] = {}
+    if model == "flex":
+        forecast = reader.take(1, "forecast")[0]
+        if forecast >= len(FORECASTS):
+            raise StreamError(f"unknown forecast {forecast} in the header: install a newer xtec")
+        how = _how(reader, extent[0], range(TOKENS + 1))
+        flex = {"quality": how or None, "forecast": FORECASTS[forecast]}
+    elif model == "tt":
+        how = _how(reader, extent[0], (INTRA, TEMPORAL))
     try:
         config = CodecConfig(
             model=model,
@@ -236,12 +259,24 @@ def _read_header(reader: _Reader, nbytes: int) -> Header:
             nodata=nodata,
             offset=offset,
             scale=scale,
+            **flex,
         )
     except StreamError:
         raise
     except ValueError as error:
         raise StreamError(f"the header makes no sense: {error}") from error
-    return Header(config, model, digest, dtype, shape, extent, margin, nbytes)  # type: ignore[arg-type]
+    return Header(config, model, digest, dtype, shape, extent, margin, how, nbytes)  # type: ignore[arg-type]
+
+
+def _how(reader: _Reader, dates: int, known: Collection[int]) -> tuple[int, ...]:
+    """How each date was coded, one byte each."""
+    how = tuple(reader.take(dates, "how the dates were coded"))
+    for date, one in enumerate(how):
+        if one not in known:
+            raise StreamError(
+                f"date {date} was coded in the unknown way {one}: install a newer xtec"
+            )
+    return how
 
 
 def _name(codes: dict[str, int], code: int, what: str) -> str:

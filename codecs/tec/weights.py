@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .config import WEIGHTS
 from .errors import WeightsError
 
 if TYPE_CHECKING:
@@ -25,17 +26,37 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent / "weights"
 
-#: Published checkpoints: (repository, file name, λ that exist).
-PUBLISHED: dict[tuple[str, str], tuple[str, str, tuple[float, ...]]] = {
-    ("fp", "S2L2A"): (
+#: Published checkpoints by ``weights``, model and sensor: (repository, file name, λ that exist).
+PUBLISHED: dict[tuple[str, str, str], tuple[str, str, tuple[float, ...]]] = {
+    ("terracodec", "fp", "S2L2A"): (
         "embed2scale/TerraCodec-1.0-FP-S2L2A",
         "TerraCodec_v1_FP_S2L2A_lambda-{}.pt",
         (0.5, 2, 10, 40, 200),
     ),
-    ("elic", "S2L2A"): (
+    ("terracodec", "elic", "S2L2A"): (
         "embed2scale/TerraCodec-1.0-ELIC-S2L2A",
         "TerraCodec_v1_ELIC_S2L2A_lambda-{}.pt",
         (0.5, 2, 10, 40, 200),
+    ),
+    ("terracodec", "tt", "S2L2A"): (
+        "embed2scale/TerraCodec-1.0-TT-S2L2A",
+        "TerraCodec_v1_TT_S2L2A_lambda-{}.pt",
+        (0.4, 1, 5, 20, 100, 200, 700),
+    ),
+    ("terracodec", "tt", "S2L1C"): (
+        "embed2scale/TerraCodec-1.0-TT-S2L1C",
+        "TerraCodec_v1_TT_S2L1C_lambda-{}.pt",
+        (5, 20, 100),
+    ),
+    ("terracodec", "flex", "S2L2A"): (
+        "embed2scale/TerraCodec-1.0-FlexTEC-S2L2A",
+        "FlexTEC_v1_S2L2A_lambda-{}.pt",
+        (800,),
+    ),
+    ("terracodec:lronly", "flex", "S2L2A"): (
+        "embed2scale/TerraCodec-1.0-FlexTEC-S2L2A",
+        "FlexTEC_LRonly_v1_S2L2A_lambda-{}.pt",
+        (800,),
     ),
 }
 
@@ -88,8 +109,9 @@ def load(
 
     Parameters
     ----------
-    model : "fp" or "elic"
-    weights : "builtin", "terracodec" (published, from the Hub) or the path of a checkpoint
+    model : "fp", "elic", "tt" or "flex"
+    weights : "builtin", "terracodec" or "terracodec:lronly" (published, from the Hub), or the path
+        of a checkpoint
     sensor : "S2L2A" or "S2L1C"
     compression : λ; picks the checkpoint where there is one for each λ
     device : "auto" (a visible GPU, else the CPU), "cpu", "cuda", ...
@@ -116,6 +138,13 @@ def load(
             "weights= the path of that checkpoint"
         )
     return network
+
+
+def exists(model: str, weights: str, sensor: str) -> bool:
+    """Whether there is a built-in or published checkpoint; False for files."""
+    if weights == "builtin":
+        return model in manifest().get(sensor, {})
+    return (weights, model, sensor) in PUBLISHED
 
 
 def resolve_device(device: str) -> str:
@@ -155,8 +184,8 @@ def _locate(
     """Files of one checkpoint, in the order in which their bytes are hashed."""
     if weights == "builtin":
         return tuple(FOLDER / name for name in _builtin(model, sensor)["files"])
-    if weights == "terracodec":
-        return (_published(model, sensor, compression, download),)
+    if weights in WEIGHTS:
+        return (_published(weights, model, sensor, compression, download),)
     path = Path(weights)
     if not path.is_file():
         raise WeightsError(
@@ -166,16 +195,17 @@ def _locate(
     return (path.resolve(),)
 
 
-def _published(model: str, sensor: str, compression: float, download: bool) -> Path:
-    if (model, sensor) not in PUBLISHED:
-        have = ", ".join(f"{m} ({s})" for m, s in PUBLISHED)
+def _published(weights: str, model: str, sensor: str, compression: float, download: bool) -> Path:
+    if (weights, model, sensor) not in PUBLISHED:
+        have = ", ".join(f"{m} ({s})" for w, m, s in PUBLISHED if w == weights)
         raise WeightsError(
-            f"no published checkpoint that xtec can run for model {model!r}, sensor {sensor!r}; "
-            f"have: {have}"
+            f"no published checkpoint that xtec can run for model {model!r}, sensor {sensor!r}, "
+            f"weights {weights!r}; have: {have}"
         )
-    repository, pattern, values = PUBLISHED[model, sensor]
+    repository, pattern, values = PUBLISHED[weights, model, sensor]
     lmbda = min(values, key=lambda v: abs(np.log(v / compression)))
-    if not np.isclose(lmbda, compression, rtol=1e-6):
+    # The rate of flex is set by its quality: one checkpoint is all there is to choose from.
+    if model != "flex" and not np.isclose(lmbda, compression, rtol=1e-6):
         warnings.warn(
             f"no published {model} checkpoint for compression {compression:g}, "
             f"taking the nearest, {lmbda:g}",
@@ -244,10 +274,6 @@ def _from_safetensors(model: str, blobs: list[bytes]) -> Any:
     from safetensors import SafetensorError
     from safetensors.torch import load as parse
 
-    from .entropy.portable import Margin
-    from .entropy.tables import Tables
-    from .models.compact import CompactConfig, CompactElic, CompactFactorized
-
     tensors: dict[str, torch.Tensor] = {}
     try:
         for blob in blobs:
@@ -259,18 +285,11 @@ def _from_safetensors(model: str, blobs: list[bytes]) -> Any:
             raise WeightsError(
                 f"the checkpoint is of model {metadata.get('model')!r}, not {model!r}"
             )
-        config = CompactConfig.from_dict(json.loads(metadata["config"]))
-        network = {"elic": CompactElic, "fp": CompactFactorized}[model](config)
-        prefix = "tables."
-        network.tables = Tables.from_arrays(
-            {
-                k.removeprefix(prefix): tensors.pop(k).numpy()
-                for k in list(tensors)
-                if k.startswith(prefix)
-            }
-        )
-        network.margin = Margin(*json.loads(metadata["margin"]))
-        network.load_state_dict({k: v.float() for k, v in tensors.items()})
+        build = _compact_tt if model == "tt" else _compact
+        network, modules = build(model, metadata, tensors)
+        for module, prefix in modules:
+            own = [k for k in tensors if k.startswith(prefix)]
+            module.load_state_dict({k.removeprefix(prefix): tensors.pop(k).float() for k in own})
     except WeightsError:
         raise
     except (SafetensorError, KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -280,15 +299,52 @@ def _from_safetensors(model: str, blobs: list[bytes]) -> Any:
     return network
 
 
+def _compact(model: str, metadata: dict[str, str], tensors: dict[str, torch.Tensor]) -> Any:
+    """``fp`` or ``elic``, and which tensors its modules take."""
+    from .models.compact import CompactConfig, CompactElic, CompactFactorized
+
+    config = CompactConfig.from_dict(json.loads(metadata["config"]))
+    network = {"elic": CompactElic, "fp": CompactFactorized}[model](config)
+    _tables_and_margin(network, tensors, "tables.", metadata["margin"])
+    return network, [(network, "")]
+
+
+def _compact_tt(model: str, metadata: dict[str, str], tensors: dict[str, torch.Tensor]) -> Any:
+    """``tt`` with the ``elic`` that codes its first dates."""
+    from .models.compact_tt import CompactTT, CompactTTConfig
+
+    network = CompactTT(CompactTTConfig.from_dict(json.loads(metadata["config"])))
+    _tables_and_margin(network.intra, tensors, "tables.", metadata["intra_margin"])
+    _tables_and_margin(network, tensors, "tt_tables.", metadata["margin"])
+    network.centroids = tensors.pop("centroids").numpy()
+    return network, [(network.prior, "prior."), (network.intra, "")]
+
+
+def _tables_and_margin(
+    network: Any, tensors: dict[str, torch.Tensor], prefix: str, margin: str
+) -> None:
+    from .entropy.portable import Margin
+    from .entropy.tables import Tables
+
+    own = [k for k in tensors if k.startswith(prefix)]
+    network.tables = Tables.from_arrays(
+        {k.removeprefix(prefix): tensors.pop(k).numpy() for k in own}
+    )
+    network.margin = Margin(*json.loads(margin))
+
+
 def _from_pickle(model: str, path: Path) -> Any:
-    """Published checkpoints: N and M are read off the shapes."""
+    """Published checkpoints: sizes are read off the shapes."""
     import torch
 
     from .models.elic import Elic
     from .models.factorized import Factorized
+    from .models.tt import TT
 
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
+        if model in ("tt", "flex"):
+            return TT.from_published(state, repacked=model == "flex")
         kinds: dict[str, Any] = {"elic": Elic, "fp": Factorized}
         return kinds[model].from_published(state)
     except WeightsError:
@@ -315,12 +371,12 @@ def checkpoints() -> list[dict[str, Any]]:
         for s, entries in manifest().items()
         for m, e in entries.items()
     ]
-    for (m, s), (repository, _, values) in PUBLISHED.items():
+    for (w, m, s), (repository, _, values) in PUBLISHED.items():
         out.append(
             {
                 "model": m,
                 "sensor": s,
-                "weights": "terracodec",
+                "weights": w,
                 "compression": list(values),
                 "repository": repository,
             }

@@ -30,9 +30,9 @@ MOST_SYMBOLS = 4095
 #: Half of what one count is worth: probability that may be left outside a table.
 TAIL = 2.0**-17
 SHIPPED = Path(__file__).with_name("tables.npz")
-SHIPPED_SHA256 = "05792ce4ef49b124b8c047968d0f239bde1a2d58e5799def6b6b5040e6982e83"
+SHIPPED_SHA256 = "b127a707d3736ebcf1c88d96c808211734fe1fb5115ffcb297d332668c41381a"
 FAMILIES = ("gaussian", "logistic", "laplace")
-SHIPPED_FAMILIES = ("gaussian", "logistic")
+SHIPPED_FAMILIES = ("gaussian", "logistic", "gaussian-integers")
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,7 +226,8 @@ def _frozen(array: np.ndarray) -> np.ndarray:
 
 @cache
 def shipped(family: str) -> Tables:
-    """The package's tables for the default ScaleGrid: "gaussian" or "logistic".
+    """The package's tables: "gaussian" or "logistic" for the default ScaleGrid, or
+    "gaussian-integers" for `tec.entropy.integers.GRID`.
 
     Raises
     ------
@@ -314,12 +315,15 @@ def _upper_tail(family: str, z: np.ndarray) -> np.ndarray:
 
 def write_shipped(path: str | Path) -> str:
     """Make the shipped tables; returns the file's sha256. Other tables are a new stream version."""
+    from .integers import GRID, gaussian, integer_tables
     from .portable import ScaleGrid
 
+    tables = {f: scale_tables(f, ScaleGrid().scales) for f in ("gaussian", "logistic")}
+    tables["gaussian-integers"] = integer_tables(GRID, [gaussian(s) for s in GRID.scales])
     arrays: dict[str, Any] = {
         f"{family}.{name}": values
-        for family in SHIPPED_FAMILIES
-        for name, values in scale_tables(family, ScaleGrid().scales).to_arrays().items()
+        for family, made in tables.items()
+        for name, values in made.to_arrays().items()
     }
     np.savez_compressed(path, **arrays)
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 
 from ..entropy.portable import Margin, ScaleGrid
 from ..entropy.tables import Tables
+
+if TYPE_CHECKING:
+    from .temporal import DateOut, DateSteps, History
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,9 @@ class Rounder(Protocol):
 
     def parameters(self, mean: np.ndarray, log_scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(n, k) float32 twice -> table index (n, k) uint16 and mean on its grid (n, k) float32."""
+
+    def round(self, values: np.ndarray, step: float = 1.0) -> np.ndarray:
+        """(n, k) float32 -> multiples of ``step``, (n, k) int32."""
 
 
 def positions(h: int, w: int, parity: int | None) -> np.ndarray | None:
@@ -108,5 +114,49 @@ class CodecModel(Protocol):
 
     def synthesis(self, y_hat: torch.Tensor, compression: float) -> torch.Tensor:
         """y_hat -> (n, bands, h, w) standardised."""
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]: ...
+
+
+class TemporalModel(Protocol):
+    """What :mod:`tec.codec` asks of a network that codes a date from the dates before.
+
+    Attributes
+    ----------
+    intra : codes dates by themselves, over the same latents; None where all dates are coded alike
+    repacked : whether a date may be coded by its first tokens alone (FlexTEC)
+    """
+
+    stride: int
+    bands: int
+    tables: Tables
+    grid: ScaleGrid
+    margin: Margin
+    sha256: str
+    intra: CodecModel | None
+    repacked: bool
+
+    def analysis(self, x: torch.Tensor, compression: float) -> torch.Tensor:
+        """(n, bands, h, w) standardised -> y (n, latents, h / 16, w / 16); rounded when coded."""
+
+    def history(self, shape: tuple[int, int, int], compression: float) -> History:
+        """Where a series begins: n, and height and width of latents."""
+
+    def date(
+        self,
+        history: History,
+        rounder: Rounder,
+        *,
+        known: torch.Tensor | None = None,
+        sent: int = 16,
+        forecast: str = "mean",
+    ) -> DateSteps:
+        """The autoregression over one date: see `tec.models.temporal.date_steps`."""
+
+    def restored(self, out: DateOut) -> torch.Tensor:
+        """What the synthesis gets for a decoded date."""
+
+    def synthesis(self, y: torch.Tensor, compression: float) -> torch.Tensor:
+        """y -> (n, bands, h, w) standardised."""
 
     def parameters(self) -> Iterator[torch.nn.Parameter]: ...

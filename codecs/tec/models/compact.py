@@ -364,6 +364,13 @@ class CompactElic(_Compact):
     ) -> dict[str, torch.Tensor]:
         """Reconstruction and estimated bits per image, (n,); ``rate`` (n,) as in `interpolate`."""
         y = self.transforms.encode(x, rate)
+        out = self.estimate(y, rate, rounding)
+        return {"x_hat": self.transforms.decode(out["y_hat"], rate), "y": y, **out}
+
+    def estimate(
+        self, y: torch.Tensor, rate: torch.Tensor, rounding=None
+    ) -> dict[str, torch.Tensor]:
+        """Of latents (n, latents, h, w): what is decoded, and bits (n,)."""
         rounding = rounding or Rounding(training=self.training)
         z = self.hyper_analysis(torch.asinh(y))
         z_mean = interpolate(self.z_mean, rate)[:, :, None, None]
@@ -379,14 +386,7 @@ class CompactElic(_Compact):
                 bits = bits + rounding.bits(part, mean, log_scale).sum(1)
                 wanted = passes.send(rounding.decoded(part, mean))
         except StopIteration as end:
-            y_hat = end.value
-        return {
-            "x_hat": self.transforms.decode(y_hat, rate),
-            "y": y,
-            "y_hat": y_hat,
-            "bits": bits,
-            "z_bits": z_bits,
-        }
+            return {"y_hat": end.value, "bits": bits, "z_bits": z_bits}
 
 
 def _numpy(x: torch.Tensor) -> np.ndarray:

@@ -267,3 +267,13 @@ def logistic_bits(rest: Tensor, log_scale: Tensor) -> Tensor:
     scale, rest = torch.exp(log_scale.clamp(-3.3, 6.0)), rest.abs()
     mass = torch.sigmoid((0.5 - rest) / scale) - torch.sigmoid((-0.5 - rest) / scale)
     return -torch.log2(mass.clamp_min(1e-7))
+
+
+def integer_bits(value: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+    """Bits of integers under a logistic law with this mean, integrated over unit bins."""
+    scale = torch.exp(log_scale.clamp(-3.5, 6.5))
+    above, below = (value + 0.5 - mean) / scale, (value - 0.5 - mean) / scale
+    # on the side where both tails are small, so that their difference is exact
+    flip = torch.where(value > mean, -1.0, 1.0)
+    mass = (torch.sigmoid(above * flip) - torch.sigmoid(below * flip)).abs()
+    return -torch.log2(mass.clamp_min(1e-7))

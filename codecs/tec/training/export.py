@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from ..codec import drive
+from ..coder import drive
 from ..entropy.portable import Margin, ScaleGrid, Writer
 from ..entropy.tables import Tables
 from ..errors import WeightsError
@@ -210,6 +210,9 @@ class _Recorder:
         )
         self.given.append(answer)
         return answer
+
+    def round(self, values: np.ndarray, step: float = 1.0) -> np.ndarray:
+        return self.writer.round(values, step)
 
 
 def measure_margin(
