@@ -15,7 +15,10 @@ from hypothesis import strategies as st
 from scenes import scene
 from tec import codec, stream
 from tec.entropy import portable, rans
+from tec.models.compact_tt import CompactTT
+from tec.models.tt import TT
 from tec.sensors import SENSORS
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 ALL = SENSORS["S2L2A"].bands
 
@@ -23,7 +26,7 @@ ALL = SENSORS["S2L2A"].bands
 TINY = ("elic", "tt", "published tt", "flex")
 
 
-@pytest.fixture(params=["elic", "fp", *(f"tiny {name}" for name in TINY)])
+@pytest.fixture(params=["elic", "fp", "tt", *(f"tiny {name}" for name in TINY)])
 def setting(request, tiny_checkpoints):
     """(config, weights path for decoding): the built-in models, and tiny ones from files."""
     kind, _, name = request.param.partition(" ")
@@ -179,6 +182,45 @@ def test_precision_does_not_matter(coded):
         np.testing.assert_array_equal(y_hat[0].float(), latent)
 
 
+BACKENDS = [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION]  # those that torch has on a CPU
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)
+def test_the_attention_backend_does_not_matter(coded, backend):
+    data, path, expected = coded
+    with sdpa_kernel(backend):
+        np.testing.assert_array_equal(latents_of(data, path), expected)
+
+
+def test_an_encoder_that_goes_step_by_step_is_read_alike(setting, monkeypatch):
+    config, path = setting
+    chunk = scene(1, 12, 96, 64, seed=5) + scene(3, 12, 96, 64, seed=6) // 50
+    data = codec.encode(chunk, config)
+    steps = []
+    plain = {cls: cls.date for cls in (CompactTT, TT)}
+
+    def step_by_step(self, history, rounder, *, known=None, **options):
+        out = plain[type(self)](self, history, rounder, **options)
+        answer = None
+        try:
+            while True:
+                steps.append(out.send(answer))
+                answer = yield steps[-1]
+        except StopIteration as end:
+            return end.value
+
+    for cls in plain:
+        monkeypatch.setattr(cls, "date", step_by_step)
+    again = codec.encode(chunk, config)
+    monkeypatch.undo()
+    if config.model in ("fp", "elic"):
+        assert not steps
+    else:
+        assert len(steps) > 16
+        assert max(step.tokens.stop - step.tokens.start for step in steps) == 1
+    np.testing.assert_array_equal(latents_of(again, path), latents_of(data, path))
+
+
 class Noisy(portable.Reader):
     """A reader on a machine whose arithmetic is off by ``share`` of the margin."""
 
@@ -187,15 +229,20 @@ class Noisy(portable.Reader):
 
     def parameters(self, mean, log_scale):
         rng = np.random.default_rng(mean.size)
-        return super().parameters(self.shake(mean, rng), self.shake(log_scale, rng))
+        grid, unit = self._grid, 1.0
+        if grid.proportional:
+            at = (log_scale - grid.log_smallest) * grid.levels_per_log
+            unit = grid.scales[np.rint(at).clip(0, grid.levels - 1).astype(int)]
+        return super().parameters(self.shake(mean, rng, unit), self.shake(log_scale, rng))
 
     def round(self, values, step=1.0):
         return super().round(self.shake(values, np.random.default_rng(values.size)), step)
 
-    def shake(self, x, rng):
+    def shake(self, x, rng, unit=1.0):
         x = x.astype(np.float64)
         m = self.margins[self._grid]
-        return x + self.share * (m.absolute + m.relative * np.abs(x)) * rng.choice([-1, 1], x.shape)
+        allowed = m.absolute * unit + m.relative * np.abs(x)
+        return x + self.share * allowed * rng.choice([-1, 1], x.shape)
 
 
 def test_noise_within_the_margin_changes_nothing_and_beyond_it_is_an_error(coded, monkeypatch):

@@ -60,7 +60,7 @@ def test_demo_of_a_generated_scene(
     out = capsys.readouterr().out
     assert "generated scene" in out
     assert "real images differ" in out
-    assert "elic, compression 50" in out
+    assert "tt, compression 50" in out
     ratio, bits = figure(out, "ratio"), figure(out, "bits per pixel per band")
     assert ratio == pytest.approx(16 / bits, rel=0.01)
     assert ratio > 10

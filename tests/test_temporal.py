@@ -20,20 +20,15 @@ from tec.models import temporal
 from tec.models.compact import CompactConfig
 from tec.models.compact_tt import PHASES, CompactPrior, CompactTTConfig
 from tec.models.temporal import (
-    TOKENS,
     Context,
     DateOut,
     History,
-    Layout,
     Prediction,
     TemporalPrior,
     Unrolling,
     date_steps,
-    from_blocks,
-    picture,
-    to_blocks,
-    windows,
 )
+from tec.models.tokens import TOKENS, Layout, from_blocks, picture, to_blocks, windows
 from tec.models.transformer import Attention, KeysValues
 from tec.models.tt import RASTER, TT, TTConfig, repack
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -323,21 +318,43 @@ def test_context_of_the_first_date_serves_all_blocks(kind, chunks):
     b = len(tokens[0])
     expanded = [KeysValues(*(x.expand(b, -1, -1, -1) for x in c)) for c in context.cross]
     one, each = (
-        unrolled(prior, Context(cross, None, None), tokens, chunks)
+        unrolled(prior, context._replace(cross=cross), tokens, chunks)
         for cross in (context.cross, expanded)
     )
     assert difference(one, each) < 1e-12
 
 
+def test_context_of_the_first_date_is_that_of_the_weights():
+    def keys(prior: TemporalPrior) -> torch.Tensor:
+        return History(prior, (1, 4, 4)).context(slice(0, 1)).cross[1].keys
+
+    with torch.no_grad():
+        prior, other = small("tt"), small("tt")
+        other.absent.add_(3)
+        first, second = keys(prior), keys(other)
+        assert not torch.equal(first, second)
+        assert keys(prior) is first  # kept
+        prior.load_state_dict(other.state_dict())
+        assert torch.equal(keys(prior), second)
+        assert keys(prior.double()).dtype == torch.float64
+        prior.float().train()
+        keys(prior)
+        prior.absent.sub_(3)  # a step of training
+        torch.testing.assert_close(keys(prior), first, rtol=1e-4, atol=1e-4)
+        prior.eval()
+    found = keys(prior)
+    assert found.requires_grad
+    assert not keys(copy.deepcopy(prior)).equal(second)  # no graph stays behind to be copied
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_groups_and_pieces_change_nothing(kind, monkeypatch):
+def test_groups_change_nothing(kind, monkeypatch):
     prior = small(kind).double()
     for dates in dates_before(kind):
         context, tokens = context_and_tokens(prior, dates)
         whole = unrolled(prior, context, tokens, [16])
         monkeypatch.setattr(temporal, "GROUP", 4)
-        monkeypatch.setattr(prior, "piece", 3)
         before = history(prior, dates, (2, 8, 12), torch.float64)
         assert before.groups() == [slice(0, 4), slice(4, 6)]
         rows = torch.arange(12).reshape(2, 6)
@@ -346,7 +363,19 @@ def test_groups_and_pieces_change_nothing(kind, monkeypatch):
             part = unrolled(prior, before.context(blocks), [t[mine] for t in tokens], [16])
             want = Prediction(whole.features[mine], *([x[mine] for x in xs] for xs in whole[1:]))
             assert difference(part, want) < 1e-12
-        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_pieces_change_nothing(kind, monkeypatch):
+    prior = small(kind).double()
+    for dates in dates_before(kind):
+        context, tokens = context_and_tokens(prior, dates)
+        want = unrolled(prior, context, tokens, [16])
+        with monkeypatch.context() as patch:
+            patch.setattr(prior, "piece", 5)
+            context, tokens = context_and_tokens(prior, dates)
+        assert difference(unrolled(prior, context, tokens, [16]), want) < 1e-12
 
 
 @pytest.mark.parametrize("backend", [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION])

@@ -30,7 +30,9 @@ CONFIG = CompactConfig(
 )
 
 
-TT_CONFIG = CompactTTConfig(image=CONFIG, groups=(1, 2, 2, 3), width=16, heads=2, layers=(1, 1, 2))
+TT_CONFIG = CompactTTConfig(
+    image=CONFIG, groups=(1, 2, 2, 3), width=16, heads=2, layers=(1, 1, 2), local=8
+)
 PUBLISHED = tt.TTConfig(channels=(4, 4, 4, 64), width=48, heads=1, expansion=1, layers=(1, 1, 2))
 
 

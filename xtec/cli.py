@@ -231,7 +231,7 @@ def demo(
         str | None,
         typer.Argument(metavar="[CUBE]", help="A cube of yours; a generated scene when left out."),
     ] = None,
-    model: Annotated[str, typer.Option(help="tt, elic or fp.")] = "elic",
+    model: Annotated[str, typer.Option(help="tt, elic or fp.")] = "tt",
     compression: Annotated[
         float, typer.Option(help="Low means smaller, high means better.")
     ] = 20.0,

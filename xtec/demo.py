@@ -41,7 +41,7 @@ with open(out, "wb") as file:
 """
 
 
-def run(cube: str | None = None, *, model: str = "elic", compression: float = 20.0) -> int:
+def run(cube: str | None = None, *, model: str = "tt", compression: float = 20.0) -> int:
     """Do it and print a table; returns the exit code."""
     from rich.console import Console
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Union, cast
 
 import numpy as np
@@ -56,7 +57,21 @@ def encode_many(
     """Compress several chunks, their dates batched through the network; see `encode`."""
     device = resolve_device(device)
     config = replace(config, compression=float(np.float32(config.compression)))
-    jobs = [_Job(np.asarray(chunk), config, device) for chunk in chunks]
+
+    @cache
+    def network_of(model: str) -> Network:
+        # Who compresses with a published checkpoint has asked for it; who reads has not.
+        return weights.load(
+            model,
+            weights=config.weights,
+            sensor=config.sensor,
+            compression=config.compression,
+            device=device,
+            expect=config.weights_sha256 if model == config.model else None,
+            download=True,
+        )
+
+    jobs = [_Job(np.asarray(chunk), config, network_of) for chunk in chunks]
     units = [unit for i, job in enumerate(jobs) for unit in _units(i, job.extent[0], job)]
     for batch in _batches(units, device):
         _encode_batch([(jobs[unit.chunk], unit.dates) for unit in batch])
@@ -172,7 +187,9 @@ def _batches(units: list[_Unit], device: str) -> Iterator[list[_Unit]]:
 class _Job:
     """A chunk on its way in."""
 
-    def __init__(self, chunk: np.ndarray, config: CodecConfig, device: str) -> None:
+    def __init__(
+        self, chunk: np.ndarray, config: CodecConfig, network_of: Callable[[str], Network]
+    ) -> None:
         if chunk.ndim != 4:
             raise TecError(f"a chunk is (time, band, y, x), this one has shape {chunk.shape}")
         if chunk.shape[1] != len(config.bands):
@@ -192,16 +209,7 @@ class _Job:
         if self.dtype == "float32" and config.scale == 1:
             self._check_unit(inside)
         self.model = routed(config, t)
-        # Who compresses with a published checkpoint has asked for it; who reads has not.
-        self.network = weights.load(
-            self.model,
-            weights=config.weights,
-            sensor=config.sensor,
-            compression=config.compression,
-            device=device,
-            expect=config.weights_sha256 if self.model == config.model else None,
-            download=True,
-        )
+        self.network = network_of(self.model)
         self.padded = _padded(self.extent, self.network.stride)
         self.group = self.model
         self.dates: dict[int, stream.Date] = {}

@@ -12,7 +12,8 @@ import torch
 
 from .entropy import portable, rans
 from .errors import StreamError, TecError
-from .models.temporal import GROUP, TOKENS, History
+from .models.temporal import GROUP, DateOut, History
+from .models.tokens import TOKENS
 from .stream import INTRA, TEMPORAL, Date
 
 if TYPE_CHECKING:
@@ -87,31 +88,49 @@ def encode_series(
     rows: list[list[Date]] = [[] for _ in range(n)]
     ways: list[list[int]] = [[] for _ in range(n)]
     for y, tokens in zip(ys, sent):
-        tried: list[tuple[int, Coded]] = []
-        if network.intra is not None:
-            tried.append((INTRA, encode_images(network.intra, y, compression)))
-        if network.intra is None or len(history):
-            way = tokens if network.repacked else TEMPORAL
-            tried.append((way, _encode_date(network, history, y.round(), tokens, forecast)))
-        best = [
-            min(((way, coded.dates[i], coded.y_hat[i]) for way, coded in tried), key=_nbytes)
-            for i in range(n)
-        ]
-        history.push(torch.stack([y_hat for *_, y_hat in best]))
-        for i, (way, date, _) in enumerate(best):
-            rows[i].append(date)
-            ways[i].append(way)
+        way = tokens if network.repacked else TEMPORAL
+        tried: list[tuple[int, Coded, list[float]]] = []
+        if network.intra is None:
+            coded, _ = _encode_date(network, history, y.round(), tokens, forecast)
+            tried.append((way, coded, [0.0] * n))
+        else:
+            image = encode_images(network.intra, y, compression)
+            tried.append((INTRA, image, _cost(network, image, y, image.y_hat, compression)))
+            if len(history):
+                coded, out = _encode_date(network, history, y.round(), tokens, forecast)
+                cost = _cost(network, coded, y, network.restored(out), compression)
+                tried.append((way, coded, cost))
+        best = [tried[int(np.argmin([cost[i] for *_, cost in tried]))] for i in range(n)]
+        history.push(torch.stack([coded.y_hat[i] for i, (_, coded, _) in enumerate(best)]))
+        for i, (chosen, coded, _) in enumerate(best):
+            rows[i].append(coded.dates[i])
+            ways[i].append(chosen)
     return rows, [tuple(w) for w in ways]
 
 
 def _encode_date(
     network: TemporalModel, history: History, whole: torch.Tensor, sent: int, forecast: str
-) -> Coded:
+) -> tuple[Coded, DateOut]:
     writer = portable.Writer(len(whole), network.grid, network.margin)
     taken = Taken({"y": whole})
     steps = network.date(history, writer, known=whole, sent=sent, forecast=forecast)
-    y_hat = drive(steps, taken).y_hat
-    return Coded(taken.dates(writer, y_hat, network), y_hat)
+    out = drive(steps, taken)
+    return Coded(taken.dates(writer, out.y_hat, network), out.y_hat), out
+
+
+def _cost(
+    network: TemporalModel,
+    coded: Coded,
+    y: torch.Tensor,
+    restored: torch.Tensor,
+    compression: float,
+) -> list[float]:
+    """Bits of n dates, and what their distortion is worth in bits."""
+    loss = network.distortion(y, restored, compression).tolist()
+    return [
+        8 * (len(date.decisions) + len(date.payload)) + worth
+        for date, worth in zip(coded.dates, loss)
+    ]
 
 
 def _encode_known(
@@ -120,18 +139,15 @@ def _encode_known(
     """All dates of n series, whose contexts are known: several go through together."""
     n, _, h, w = ys[0].shape
     first = network.history((n, h, w), compression)
-    yield _encode_date(network, first, ys[0], TOKENS, "mean").dates
+    yield _encode_date(network, first, ys[0], TOKENS, "mean")[0].dates
     together = max(1, GROUP // (n * min(first.blocks, GROUP)))
     for start in range(1, len(ys), together):
         now = range(start, min(start + together, len(ys)))
         history = first.before(ys, now)
-        coded = _encode_date(network, history, torch.cat([ys[t] for t in now]), TOKENS, "mean")
+        whole = torch.cat([ys[t] for t in now])
+        coded, _ = _encode_date(network, history, whole, TOKENS, "mean")
         for i in range(len(now)):
             yield coded.dates[i * n : (i + 1) * n]
-
-
-def _nbytes(tried: tuple[int, Date, torch.Tensor]) -> int:
-    return len(tried[1].decisions) + len(tried[1].payload)
 
 
 class Taken:

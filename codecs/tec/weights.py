@@ -13,6 +13,7 @@ import warnings
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import is_zipfile
 
 import numpy as np
 
@@ -249,23 +250,32 @@ def read(
     import torch
 
     try:
-        blobs = [path.read_bytes() for path in paths]
+        digest = _digest(paths)
     except OSError as error:
         raise WeightsError(f"cannot read the checkpoint: {error}") from error
-    digest = hashlib.sha256(b"".join(blobs)).hexdigest()
     if expect is not None and digest != expect:
         raise WeightsError(
             f"the built-in weights of {model!r} are damaged (sha256 {digest[:16]}...): "
             "reinstall xtec"
         )
     if paths[0].suffix == ".safetensors":
-        network = _from_safetensors(model, blobs)
+        network = _from_safetensors(model, [path.read_bytes() for path in paths])
     else:
         network = _from_pickle(model, paths[0])
     network.sha256 = digest
     dtype = {"float32": torch.float32, "float64": torch.float64}[precision]
     network = network.to(device=device, dtype=dtype).eval().requires_grad_(False)
     return network.to(memory_format=torch.channels_last)
+
+
+def _digest(paths: tuple[Path, ...]) -> str:
+    """sha256 of the files, one after another; a large one is never in memory as a whole."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while piece := file.read(2**22):
+                digest.update(piece)
+    return digest.hexdigest()
 
 
 def _from_safetensors(model: str, blobs: list[bytes]) -> Any:
@@ -342,7 +352,7 @@ def _from_pickle(model: str, path: Path) -> Any:
     from .models.tt import TT
 
     try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
+        state = torch.load(path, weights_only=True, map_location="cpu", mmap=is_zipfile(path))
         if model in ("tt", "flex"):
             return TT.from_published(state, repacked=model == "flex")
         kinds: dict[str, Any] = {"elic": Elic, "fp": Factorized}

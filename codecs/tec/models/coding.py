@@ -156,6 +156,11 @@ class TemporalModel(Protocol):
     def restored(self, out: DateOut) -> torch.Tensor:
         """What the synthesis gets for a decoded date."""
 
+    def distortion(
+        self, y: torch.Tensor, restored: torch.Tensor, compression: float
+    ) -> torch.Tensor:
+        """What the difference of latents is worth in bits, (n,); asked where there is ``intra``."""
+
     def synthesis(self, y: torch.Tensor, compression: float) -> torch.Tensor:
         """y -> (n, bands, h, w) standardised."""
 

@@ -7,12 +7,15 @@ before say little about, the first among them, is coded as by ``elic``.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..entropy.integers import IntegerCoding
@@ -21,19 +24,8 @@ from ..entropy.tables import Tables
 from .coding import Rounder
 from .compact import CompactConfig, CompactElic, interpolate, position
 from .densities import Rounding, integer_bits
-from .temporal import (
-    BLOCK,
-    CELLS,
-    TOKENS,
-    DateOut,
-    DateSteps,
-    History,
-    Layout,
-    Part,
-    TemporalPrior,
-    date_steps,
-    picture,
-)
+from .temporal import DateOut, DateSteps, History, Part, TemporalPrior, date_steps
+from .tokens import BLOCK, CELLS, TOKENS, Layout, picture
 from .transformer import EPSILON
 
 #: Two by two interleaved grids of a block, diagonal neighbours first.
@@ -53,6 +45,8 @@ class CompactTTConfig:
     groups : channel groups in coding order, four tokens each; they sum to the latents
     width, heads, expansion : of the transformer
     layers : of its separate encoder, joint encoder and decoder
+    lambdas : λ of the loss that the transforms were trained with, at the first and the last rate
+    local : channels inside the networks that look at neighbouring positions
     scales : the fields of `tec.entropy.portable.ScaleGrid`
     """
 
@@ -62,6 +56,8 @@ class CompactTTConfig:
     heads: int = 6
     expansion: int = 2
     layers: tuple[int, int, int] = (1, 1, 4)
+    local: int = 96
+    lambdas: tuple[float, float] = (0.12, 600.0)
     scales: tuple[int, float, float, float, float, float, bool] = (
         *(40, 0.05, 400.0, 0.0625, 0.25, 2.0),
         True,
@@ -143,6 +139,16 @@ class CompactTT(nn.Module):
         ]
         return out.y_hat + picture([step for step, _ in out.steps], shifts, out.y_hat)
 
+    def distortion(self, y: Tensor, restored: Tensor, compression: float) -> Tensor:
+        """λ times the squared error of the pixels, which the linear part of the transforms makes
+        that of the latents: in bits, (n,)."""
+        rates = self.config.image.rates
+        at = position(rates, compression)
+        low, high = (math.log(v) for v in self.config.lambdas)
+        gain = interpolate(self.intra.transforms.log_gain, y.new_full((1,), at)).exp()
+        error = (gain[..., None, None] * (y - restored)).square().sum((1, 2, 3))
+        return math.exp(low + at / (len(rates) - 1) * (high - low)) * error
+
     def synthesis(self, y: Tensor, compression: float) -> Tensor:
         """(n, latents, h/16, w/16) -> (n, bands, h, w) float32, standardised."""
         return self.intra.synthesis(y, compression)
@@ -173,10 +179,12 @@ class CompactTT(nn.Module):
                 steps = self.date(history, rounder, known=y[:, t].round())
                 out = self._drive(steps, y[:, t].round())
                 own = rounder.bits([s.mean + symbols for s, symbols in out.steps])
-                shorter = (own < bits)[:, None, None, None]
+                better = self.restored(out)
+                gain, loss = (self.distortion(y[:, t], r, compression) for r in (restored, better))
+                shorter = (own + loss < bits + gain)[:, None, None, None]
                 y_hat = torch.where(shorter, out.y_hat, y_hat)
-                restored = torch.where(shorter, self.restored(out), restored)
-                bits = torch.minimum(own, bits)
+                restored = torch.where(shorter, better, restored)
+                bits = torch.where(shorter.flatten(), own, bits)
             history.push(y_hat)
             found.append((self.synthesis(restored, compression), y_hat, bits))
         x_hat, y_hat, bits = (torch.stack(part, 1) for part in zip(*found))
@@ -243,6 +251,13 @@ class CompactPrior(TemporalPrior):
         nn.init.zeros_(self.energy.bias)
         # For each channel: how far a miss at one position (last axis) tells of another.
         self.spread = nn.ParameterList(torch.zeros(g, CELLS, CELLS) for g in config.groups)
+        # What the stronger channels of a position and its neighbours, and the dates before, tell of
+        # its weaker ones.
+        known = [sum(config.groups[:i]) for i in range(len(config.groups))]
+        self.local = nn.ModuleList(
+            _local(2 * k + 3 * g, config.local, 2 * g) for k, g in zip(known, config.groups)
+        )
+        self.rate_local = nn.ParameterList(torch.zeros(rates, config.local) for _ in config.groups)
         behind = torch.arange(len(PHASES)).repeat_interleave(cells)
         self.register_buffer("earlier", (behind[:, None] > behind).float(), persistent=False)
 
@@ -258,40 +273,66 @@ class CompactPrior(TemporalPrior):
         return self.token_norm(self.start + self._rate(self.rate_token, rate))
 
     def embed_tokens(self, values: Tensor, part: Part) -> Tensor:
-        mean, log_scale = self._prior(part)
-        missed = (values - mean) * torch.exp(-log_scale)
+        missed = self._missed(values, part)
         x = torch.cat([torch.asinh(values), torch.asinh(missed), torch.log1p(missed.abs())], -1)
         x = self.token_embedding[part.group](x) + self._rate(self.rate_token, part.rate)
         return self.token_norm(x)
 
-    def heads(self, features: Tensor, before: Tensor | None, part: Part) -> tuple[Tensor, Tensor]:
-        mean, log_scale = self._prior(part)
-        shift, change = self.head[part.group](features).chunk(2, -1)
-        linear = self._spread(before, part) if before is not None else 0.0
-        return mean + linear + torch.exp(log_scale) * shift, log_scale + change
+    def heads(
+        self, features: Tensor, before: Sequence[Tensor], part: Part
+    ) -> tuple[Tensor, Tensor]:
+        mean, log_scale = _of(part)
+        own = len(PHASES) * part.group
+        if part.group not in part.kept:
+            part.kept[part.group] = self._near(before[:own], part)
+        near = part.kept[part.group][:, part.phases]
+        shift, change = (self.head[part.group](features) + near).chunk(2, -1)
+        if before[own:]:
+            mean = mean + self._spread(torch.stack(list(before[own:]), 1), part)
+        return mean + torch.exp(log_scale) * shift, log_scale + change
 
-    def prior(
-        self, older: Tensor, newer: Tensor, rate: Tensor | None
-    ) -> list[tuple[Tensor, Tensor]]:
+    def prior(self, older: Tensor, newer: Tensor, rate: Tensor | None) -> list[tuple[Tensor, ...]]:
+        """For each group: mean and log scale (b, phases, values) that the networks correct; and for
+        each position how large values are around it (b, 16, 3 channels)."""
         # Both terms may be large and cancel: in float64, so that machines agree on what is left.
         parts = (self._rate(self.newer, rate), newer, self._rate(self.older, rate), older)
         a, x, b, y = (part.double() for part in parts)
         mean = (a * x + b * y).to(newer.dtype)
-        sizes = [(d.abs(), d.abs().mean(1, keepdim=True)) for d in (newer, older, newer - older)]
+        sizes = [d.abs() for d in (newer, older, newer - older)]
         energies = [
             torch.log(part.mean(-1, keepdim=True) + 0.05).expand(-1, CELLS, -1)
-            for pair in sizes
-            for size in pair
-            for part in size.split(self.bins, -1)
+            for size in sizes
+            for level in (size, size.mean(1, keepdim=True))
+            for part in level.split(self.bins, -1)
         ]
         log_scale = self._rate(self.log_scale, rate) + self.energy(torch.cat(energies, -1))
-        return list(zip(self.layout.split(mean), self.layout.split(log_scale)))
+        large = [torch.log(size + 0.05).split(self.layout.groups, -1) for size in sizes]
+        near = [torch.cat(parts, -1) for parts in zip(*large)]
+        return list(zip(self.layout.split(mean), self.layout.split(log_scale), near))
 
-    @staticmethod
-    def _prior(part: Part) -> tuple[Tensor, Tensor]:
+    def _missed(self, values: Tensor, part: Part) -> Tensor:
+        mean, log_scale = _of(part)
+        return (values - mean) * torch.exp(-log_scale)
+
+    def _near(self, before: Sequence[Tensor], part: Part) -> Tensor:
+        """What the local network says of a whole group, (b, phases, 2 values), given all stronger
+        groups."""
         assert part.prior is not None
-        mean, log_scale = part.prior
-        return mean[:, part.phases], log_scale[:, part.phases]
+        phases, order = len(PHASES), [p for phase in PHASES for p in phase]
+        parts = []
+        for group in range(part.group):
+            values = torch.stack(list(before[phases * group : phases * (group + 1)]), 1)
+            missed = self._missed(values, part._replace(group=group, phases=slice(0, phases)))
+            missed = missed.unflatten(2, (CELLS // phases, -1)).flatten(1, 2)
+            missed = missed[:, np.argsort(order).tolist()]  # (b, 16, channels), row by row
+            parts += [torch.asinh(missed), torch.log1p(missed.abs())]
+        x = torch.cat([*parts, part.prior[part.group][2]], -1)
+        x = x.transpose(1, 2).unflatten(2, (BLOCK, BLOCK))
+        first, last = cast("list[nn.Conv2d]", list(cast(nn.ModuleList, self.local[part.group])))
+        rate = self._rate(self.rate_local[part.group], part.rate)
+        x = last(F.gelu(first(x) + rate.transpose(1, 2)[..., None]))  # (b, 2 channels, 4, 4)
+        x = x.flatten(2).transpose(1, 2)[:, order].unflatten(1, (phases, -1))
+        return torch.cat([half.flatten(2) for half in x.chunk(2, -1)], -1)
 
     def _spread(self, before: Tensor, part: Part) -> Tensor:
         """What earlier tokens (b, tokens, values) of the group add to the means of ``part``."""
@@ -300,10 +341,26 @@ class CompactPrior(TemporalPrior):
         known, wanted = before.shape[1] * cells, slice(part.phases.start, part.phases.stop)
         rows = slice(wanted.start * cells, wanted.stop * cells)
         weight = (self.spread[part.group] * self.earlier)[:, rows, :known]
-        missed = (before - part.prior[0][:, : before.shape[1]]).unflatten(2, (cells, -1))
+        missed = (before - part.prior[part.group][0][:, : before.shape[1]]).unflatten(
+            2, (cells, -1)
+        )
         missed = missed.flatten(1, 2)  # (b, positions, channels)
         added = torch.einsum("bjc,cij->bic", missed, weight)
         return added.unflatten(1, (-1, cells)).flatten(2)
+
+
+def _of(part: Part) -> tuple[Tensor, Tensor]:
+    """Mean and log scale, before the networks correct them, of some tokens."""
+    assert part.prior is not None
+    mean, log_scale, _ = part.prior[part.group]
+    return mean[:, part.phases], log_scale[:, part.phases]
+
+
+def _local(inputs: int, hidden: int, outputs: int) -> nn.ModuleList:
+    last = nn.Conv2d(hidden, outputs, 1)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(cast(Tensor, last.bias))
+    return nn.ModuleList([nn.Conv2d(inputs, hidden, 3, padding=1), last])
 
 
 def _head(width: int, outputs: int) -> nn.Sequential:

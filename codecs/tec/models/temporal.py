@@ -10,8 +10,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -20,95 +19,25 @@ from torch import Tensor, nn
 from ..entropy.integers import IntegerCoding
 from ..errors import TecError
 from .coding import Rounder
+from .tokens import (
+    BLOCK,
+    CELLS,
+    TOKENS,
+    WINDOW,
+    Layout,
+    TokenStep,
+    from_blocks,
+    rows_of,
+    to_blocks,
+    tokens_of,
+    windows,
+)
 from .transformer import KeysValues, Position, Stack
 
-BLOCK, WINDOW = 4, 8
-CELLS = BLOCK * BLOCK
-TOKENS = 16  # a block
 DATES = 2  # dates before that are seen
 #: Blocks, in raster order, that are coded token by token together. Part of the stream format.
 GROUP = 128
 _PIECE = 2**23  # numbers inside one perceptron, at most
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How the values of a block are cut into tokens: channel groups, then positions.
-
-    Attributes
-    ----------
-    groups : channels of each group, in coding order
-    phases : positions (row * 4 + column) of each token within a group; each position once
-    """
-
-    groups: tuple[int, ...]
-    phases: tuple[tuple[int, ...], ...]
-
-    def __post_init__(self) -> None:
-        positions = sorted(p for phase in self.phases for p in phase)
-        if positions != list(range(CELLS)) or self.steps != TOKENS or min(self.groups) < 1:
-            raise TecError(
-                f"channel groups {self.groups} and {len(self.phases)} phases do not make "
-                f"{TOKENS} tokens that hold every position of a block once"
-            )
-
-    @property
-    def steps(self) -> int:
-        return len(self.groups) * len(self.phases)
-
-    def values(self, token: int) -> int:
-        """How many values a token has."""
-        return self.groups[token // len(self.phases)] * CELLS // len(self.phases)
-
-    def split(self, blocks: Tensor) -> list[Tensor]:
-        """(b, 16 positions, channels) -> for each group (b, phases, values of a token)."""
-        order = [p for phase in self.phases for p in phase]
-        parts = blocks[:, order].split(self.groups, -1)
-        return [part.unflatten(1, (len(self.phases), -1)).flatten(2) for part in parts]
-
-    def join(self, parts: Sequence[Tensor]) -> Tensor:
-        """Mirror of `split`."""
-        cells = CELLS // len(self.phases)
-        parts = [part.unflatten(2, (cells, -1)).flatten(1, 2) for part in parts]
-        back = np.argsort([p for phase in self.phases for p in phase]).tolist()
-        return torch.cat(list(parts), -1)[:, back]
-
-    def tokens(self, blocks: Tensor) -> list[Tensor]:
-        """(b, 16 positions, channels) -> each token (b, values), in coding order."""
-        return [token for part in self.split(blocks) for token in part.unbind(1)]
-
-    def blocks(self, tokens: Sequence[Tensor]) -> Tensor:
-        """Mirror of `tokens`."""
-        k = len(self.phases)
-        return self.join([torch.stack(list(tokens[i : i + k]), 1) for i in range(0, TOKENS, k)])
-
-
-def to_blocks(y: Tensor) -> Tensor:
-    """(n, c, h, w) -> (n, blocks, 16 positions, c); h and w multiples of 4."""
-    n, c, h, w = y.shape
-    y = y.reshape(n, c, h // BLOCK, BLOCK, w // BLOCK, BLOCK)
-    return y.permute(0, 2, 4, 3, 5, 1).reshape(n, -1, CELLS, c)
-
-
-def from_blocks(blocks: Tensor, h: int, w: int) -> Tensor:
-    """Mirror of `to_blocks`."""
-    n, _, _, c = blocks.shape
-    y = blocks.reshape(n, h // BLOCK, w // BLOCK, BLOCK, BLOCK, c)
-    return y.permute(0, 5, 1, 3, 2, 4).reshape(n, c, h, w)
-
-
-@cache
-def windows(h: int, w: int) -> Tensor:
-    """(blocks, 64) int64: flat positions that each block's window sees, mirrored at the edges."""
-
-    def along(n: int) -> np.ndarray:
-        margin = (WINDOW - BLOCK) // 2
-        inside = np.pad(np.arange(n), margin, mode="reflect")
-        return np.stack([inside[i : i + WINDOW] for i in range(0, n, BLOCK)])
-
-    rows, columns = along(h), along(w)
-    flat = rows[:, None, :, None] * w + columns[None, :, None, :]
-    return torch.from_numpy(flat.reshape(-1, WINDOW * WINDOW))
 
 
 class Context(NamedTuple):
@@ -117,12 +46,12 @@ class Context(NamedTuple):
     Attributes
     ----------
     cross : for each layer of the decoder; of batch 1 where it is the same for all blocks
-    prior : for each group mean and log scale (b, phases, values) that the heads correct, or None
+    prior : for each channel group what `TemporalPrior.prior` says of it, or None
     rate : (b, 1, 1) position between the trained rates, or None
     """
 
     cross: list[KeysValues]
-    prior: list[tuple[Tensor, Tensor]] | None
+    prior: list[tuple[Tensor, ...]] | None
     rate: Tensor | None
 
 
@@ -132,14 +61,15 @@ class Part(NamedTuple):
     Attributes
     ----------
     phases : which of the group's tokens
-    prior : mean and log scale (b, phases, values) of the whole group, or None
-    rate : (b, 1, 1), or None
+    prior, rate : as in `Context`
+    kept : what a subclass wants to keep from one token to the next
     """
 
     group: int
     phases: slice
-    prior: tuple[Tensor, Tensor] | None
+    prior: list[tuple[Tensor, ...]] | None
     rate: Tensor | None
+    kept: dict[int, Tensor]
 
 
 class Prediction(NamedTuple):
@@ -171,6 +101,7 @@ class TemporalPrior(nn.Module):
         self.enc_position_sep = Position(WINDOW * WINDOW, width)
         self.enc_position_joint = Position(DATES * WINDOW * WINDOW, width)
         self.dec_position = Position(TOKENS, width)
+        self._first: list[KeysValues] | None = None
 
     # what subclasses say
 
@@ -186,10 +117,13 @@ class TemporalPrior(nn.Module):
         """(b, tokens, values) of one group -> (b, tokens, width)."""
         raise NotImplementedError
 
-    def heads(self, features: Tensor, before: Tensor | None, part: Part) -> tuple[Tensor, Tensor]:
+    def heads(
+        self, features: Tensor, before: Sequence[Tensor], part: Part
+    ) -> tuple[Tensor, Tensor]:
         """(b, tokens, width) of one group -> mean and log scale, (b, tokens, values) each.
 
-        ``before``: values of the group's tokens up to the last but one of ``features``, or None.
+        ``before``: values (b, k) of all tokens from the block's first to the last but one of
+        ``features``.
         """
         raise NotImplementedError
 
@@ -199,8 +133,9 @@ class TemporalPrior(nn.Module):
 
     def prior(
         self, older: Tensor, newer: Tensor, rate: Tensor | None
-    ) -> list[tuple[Tensor, Tensor]] | None:
-        """What `heads` get, from the same blocks (b, 16, channels) of the two dates before."""
+    ) -> list[tuple[Tensor, ...]] | None:
+        """What `heads` and `embed_tokens` get to know of each channel group, from the same blocks
+        (b, 16, channels) of the two dates before."""
         return None
 
     # what follows from it
@@ -221,6 +156,29 @@ class TemporalPrior(nn.Module):
 
         return _in_pieces(run, max(1, self.piece // 2), older, newer)
 
+    def first_context(self) -> list[KeysValues]:
+        """What the first date sees, the same for all blocks; kept while weights cannot change."""
+        if self._first is not None and not torch.is_grad_enabled():
+            return self._first
+        z = self.encode(self.first_window())
+        first = self.decoder.contexts(self.join(z, z))
+        if not (self.training or torch.is_grad_enabled()):
+            self._first = first
+        return first
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode or not, as of any module; forgets what followed from the weights."""
+        self._first = None
+        return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+        self._first = None  # of another device or precision
+        return super()._apply(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._first = None  # of other weights
+        super()._load_from_state_dict(*args, **kwargs)
+
 
 class Unrolling:
     """The decoder on its way through the tokens of ``batch`` blocks."""
@@ -231,6 +189,7 @@ class Unrolling:
         self._batch = batch
         self._caches = prior.decoder.caches(TOKENS)
         self._values: list[Tensor] = []
+        self._kept: dict[int, Tensor] = {}
         self._next = 0
 
     def predict(self, values: Sequence[Tensor], count: int = 1) -> Prediction:
@@ -253,12 +212,8 @@ class Unrolling:
         means: list[Tensor] = []
         log_scales: list[Tensor] = []
         for at, part in self._parts(first, last):
-            before = self._values[at.start - part.phases.start : at.stop - 1]
-            mean, log_scale = prior.heads(
-                features[:, at.start - first : at.stop - first],
-                torch.stack(before, 1) if before else None,
-                part,
-            )
+            wanted = features[:, at.start - first : at.stop - first]
+            mean, log_scale = prior.heads(wanted, self._values[: at.stop - 1], part)
             means += mean.unbind(1)
             log_scales += log_scale.unbind(1)
         self._next = last
@@ -270,9 +225,9 @@ class Unrolling:
         while start < stop:
             group, phase = divmod(start, phases)
             end = min(stop, (group + 1) * phases)
-            prior = None if self._context.prior is None else self._context.prior[group]
-            part = Part(group, slice(phase, phase + end - start), prior, self._context.rate)
-            yield slice(start, end), part
+            at = slice(phase, phase + end - start)
+            context = self._context
+            yield slice(start, end), Part(group, at, context.prior, context.rate, self._kept)
             start = end
 
 
@@ -355,9 +310,7 @@ class History:
         size = blocks.stop - blocks.start
         rate = None if self.rate is None else self.rate.repeat_interleave(size)[:, None, None]
         if not self.latents:
-            first = self.prior.first_window()
-            z = self.prior.encode(first)
-            return Context(self.prior.decoder.contexts(self.prior.join(z, z)), None, rate)
+            return Context(self.prior.first_context(), None, rate)
         encoded = [self._encode(i)[:, blocks].flatten(0, 1) for i in range(len(self.latents))]
         cells = [to_blocks(y)[:, blocks].flatten(0, 1) for y in self.latents]
         prior = self.prior.prior(cells[0], cells[-1], rate)
@@ -379,52 +332,6 @@ class History:
         if self.rate is not None:
             rate = self.rate.repeat_interleave(len(where))[:, None, None]
         return self.prior.encode(seen, rate).unflatten(0, (len(y), -1))
-
-
-@dataclass(frozen=True)
-class TokenStep:
-    """Some tokens of some blocks of every image, see :class:`tec.models.coding.Step`.
-
-    k runs over (token, block, value).
-    """
-
-    index: np.ndarray
-    mean: np.ndarray
-    layout: Layout
-    blocks: slice
-    tokens: slice
-    latent: str = "y"
-
-    def select(self, latent: Tensor) -> Tensor:
-        """(n, c, h, w) -> (n, k), the values that this step codes."""
-        n = len(latent)
-        cells = to_blocks(latent)[:, self.blocks].flatten(0, 1)
-        return _rows(self.layout.tokens(cells)[self.tokens], n)
-
-
-def _rows(tokens: Sequence[Tensor], n: int) -> Tensor:
-    """Tokens (n * blocks, values) each -> (n, k)."""
-    return torch.cat([token.reshape(n, -1) for token in tokens], 1)
-
-
-def _tokens(values: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """Mirror of `_rows`."""
-    sizes = [token.numel() // len(values) for token in like]
-    return [v.reshape(t.shape) for v, t in zip(values.split(sizes, 1), like)]
-
-
-def picture(steps: Sequence[TokenStep], values: Sequence[np.ndarray], like: Tensor) -> Tensor:
-    """Numbers (n, k) for each step of a date, put where its values are: (n, c, h, w)."""
-    n, _, h, w = like.shape
-    tokens: dict[int, list[Tensor]] = {}
-    for step, numbers in zip(steps, values):
-        size = step.blocks.stop - step.blocks.start
-        width = [step.layout.values(i) for i in range(step.tokens.start, step.tokens.stop)]
-        parts = torch.from_numpy(numbers).to(like).split([size * k for k in width], 1)
-        new = [part.reshape(n * size, -1) for part in parts]
-        tokens.setdefault(step.blocks.start, []).extend(new)
-    cells = [steps[0].layout.blocks(t).unflatten(0, (n, -1)) for t in tokens.values()]
-    return from_blocks(torch.cat(cells, 1), h, w)
 
 
 @dataclass
@@ -481,8 +388,8 @@ def date_steps(
             count = sent if given is not None and at < sent else 1
             before = tokens[-1:] if given is None or at else given[: count - 1]
             found = unrolling.predict(before, count)
-            mean = _rows(found.means, n).cpu().numpy()
-            log_scale = _rows(found.log_scales, n).cpu().numpy()
+            mean = rows_of(found.means, n).cpu().numpy()
+            log_scale = rows_of(found.log_scales, n).cpu().numpy()
             if at < sent or forecast == "sample":
                 index, whole = coding(*rounder.parameters(mean, log_scale))
                 if at < sent:
@@ -494,7 +401,7 @@ def date_steps(
                 values = symbols + whole
             else:
                 values = rounder.round(mean).astype(np.float32)
-            tokens += _tokens(torch.from_numpy(values).to(found.features), found.means)
+            tokens += tokens_of(torch.from_numpy(values).to(found.features), found.means)
             features.append(found.features)
         done.append(prior.layout.blocks(tokens).unflatten(0, (n, -1)))
         all_features.append(torch.cat(features, 1).unflatten(0, (n, -1)))

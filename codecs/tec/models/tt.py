@@ -19,20 +19,8 @@ from ..errors import TecError, WeightsError
 from .blocks import AttentionBlock, ResidualUnit, channels_last, conv, deconv, round_through
 from .coding import Rounder
 from .published import shapes, without_prefix
-from .temporal import (
-    CELLS,
-    TOKENS,
-    DateOut,
-    DateSteps,
-    History,
-    Layout,
-    Part,
-    TemporalPrior,
-    Unrolling,
-    date_steps,
-    from_blocks,
-    to_blocks,
-)
+from .temporal import DateOut, DateSteps, History, Part, TemporalPrior, Unrolling, date_steps
+from .tokens import CELLS, TOKENS, Layout, from_blocks, to_blocks
 from .transformer import EPSILON
 
 #: Latents are divided by it before they are embedded.
@@ -139,7 +127,9 @@ class TTPrior(TemporalPrior):
     def _embed(self, values: Tensor) -> Tensor:
         return self.post_embedding_layernorm(self.decoder_embedding(values / NORM))
 
-    def heads(self, features: Tensor, before: Tensor | None, part: Part) -> tuple[Tensor, Tensor]:
+    def heads(
+        self, features: Tensor, before: Sequence[Tensor], part: Part
+    ) -> tuple[Tensor, Tensor]:
         return self.mean_head(features), scale_of(self.scale_head(features)).log()
 
     def first_window(self) -> Tensor:
@@ -283,6 +273,10 @@ class TT(nn.Module):
         inside = self.prior.feature_map(features, *y_hat.shape[2:])
         return y_hat + self.dequantizer(channels_last(inside))
 
+    def distortion(self, y: Tensor, restored: Tensor, compression: float | None = None) -> Tensor:
+        """Never asked: dates are coded in one way."""
+        raise NotImplementedError
+
     def synthesis(self, y: Tensor, compression: float | None = None) -> Tensor:
         """(n, latents, h, w) -> (n, bands, 16 h, 16 w)."""
         return self.synthesis_transform(channels_last(y))
@@ -385,7 +379,9 @@ class TT(nn.Module):
         WeightsError
             Tensors are missing, unknown or of the wrong shape.
         """
-        model = cls(TTConfig.from_state_dict(state_dict, repacked=repacked))
+        with torch.device("meta"):  # 225 million random numbers would be drawn for nothing
+            model = cls(TTConfig.from_state_dict(state_dict, repacked=repacked))
+        model.to_empty(device="cpu")
         ours = {
             own_name(key): value
             for key, value in without_prefix(state_dict).items()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..models.compact import Transforms
-from ..models.temporal import BLOCK, windows
+from ..models.tokens import BLOCK, windows
 from ..sensors import SENSORS
 from .data import Frame, interpolate_coarse
 
@@ -45,7 +45,7 @@ class Pool:
     Parameters
     ----------
     dates : of each entry
-    size : pixels a side at most; those of the places that are smaller stay
+    size : pixels a side at most; smaller places stay as they are, and are padded
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Pool:
         chance = self._chance[0 if rng.random() < self.real or not self._chance[1].any() else 1]
         place = self.places[rng.choice(len(self.places), p=chance / chance.sum())]
         t, _, h, w = place.values.shape
-        height, width = (min(s // 16 // BLOCK * BLOCK * 16, self.size) for s in (h, w))
+        height, width = min(h, self.size), min(w, self.size)
         i, j = rng.integers(h - height + 1), rng.integers(w - width + 1)
         values = place.values[:, :, i : i + height, j : j + width]
         if t > 1:
@@ -119,6 +119,8 @@ class Pool:
             values = values.transpose(0, 1, 3, 2)
         values = _varied(values, rng, 0.2, 0.03, 0.1)
         values = np.concatenate([_varied(v[None], rng, 0.05, 0.02, 0.02) for v in values])
+        edge = [(0, -n % (16 * BLOCK)) for n in values.shape[2:]]  # as the codec does
+        values = np.pad(values, [(0, 0), (0, 0), *edge], mode="edge")
         x = torch.from_numpy(np.ascontiguousarray(values, np.float32))
         return self.transforms.klt(x) + self.transforms.analysis(x)
 

@@ -18,7 +18,8 @@ from torch import Tensor
 from ..models.compact import CompactElic, interpolate
 from ..models.compact_tt import CompactPrior, CompactTTConfig
 from ..models.densities import Rounding, integer_bits
-from ..models.temporal import TOKENS, Context, Prediction, Unrolling, windows
+from ..models.temporal import Context, Prediction, Unrolling
+from ..models.tokens import TOKENS, windows
 from .sequences import Pool, Series
 
 #: Of a window's 64 positions, those of the block.
