@@ -161,7 +161,7 @@ def test_threads_do_not_matter(coded):
 
 def test_batch_size_does_not_matter(setting):
     config, path = setting
-    chunks = [scene(1, 12, 64, 64, seed=i) for i in range(8)]
+    chunks = [scene(2, 12, 40, 64, seed=i) for i in range(16)]
     for streams in (codec.encode_many(chunks, config), [codec.encode(c, config) for c in chunks]):
         together = codec.decode_many(streams, weights=path)  # checks the checksums of the latents
         for data, back in zip(streams, together):
