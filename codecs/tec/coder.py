@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -12,6 +12,7 @@ import torch
 
 from .entropy import portable, rans
 from .errors import StreamError, TecError
+from .models.coding import drive
 from .models.temporal import GROUP, DateOut, History
 from .models.tokens import TOKENS
 from .stream import INTRA, TEMPORAL, Date
@@ -27,16 +28,6 @@ class Coded(NamedTuple):
 
     dates: list[Date]
     y_hat: torch.Tensor
-
-
-def drive(steps: Generator[Any, np.ndarray, T], symbols_of: Callable[[Any], np.ndarray]) -> T:
-    """Run a model's autoregression: ``symbols_of(step)`` gives symbols (n, k)."""
-    try:
-        step = next(steps)
-        while True:
-            step = steps.send(symbols_of(step))
-    except StopIteration as end:
-        return end.value
 
 
 @contextmanager

@@ -5,9 +5,9 @@ Autoregression is written once, and driven by the encoder and by the decoder ali
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from ..entropy.tables import Tables
 
 if TYPE_CHECKING:
     from .temporal import DateOut, DateSteps, History
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,16 @@ class Rounder(Protocol):
 
     def round(self, values: np.ndarray, step: float = 1.0) -> np.ndarray:
         """(n, k) float32 -> multiples of ``step``, (n, k) int32."""
+
+
+def drive(steps: Generator[Any, np.ndarray, T], symbols_of: Callable[[Any], np.ndarray]) -> T:
+    """Run a model's autoregression: ``symbols_of(step)`` gives symbols (n, k)."""
+    try:
+        step = next(steps)
+        while True:
+            step = steps.send(symbols_of(step))
+    except StopIteration as end:
+        return end.value
 
 
 def positions(h: int, w: int, parity: int | None) -> np.ndarray | None:

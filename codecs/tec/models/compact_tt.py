@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, cast
 
 import numpy as np
@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from ..entropy.integers import IntegerCoding
 from ..entropy.portable import Margin, ScaleGrid, Writer
 from ..entropy.tables import Tables
-from .coding import Rounder
+from .coding import Rounder, drive
 from .compact import CompactConfig, CompactElic, interpolate, position
 from .densities import Rounding, integer_bits
 from .temporal import DateOut, DateSteps, History, Part, TemporalPrior, date_steps
-from .tokens import BLOCK, CELLS, TOKENS, Layout, picture
+from .tokens import BLOCK, CELLS, TOKENS, Layout, TokenStep, picture
 from .transformer import EPSILON
 
 #: Two by two interleaved grids of a block, diagonal neighbours first.
@@ -176,8 +176,9 @@ class CompactTT(nn.Module):
             y_hat, restored, bits = alone["y_hat"], alone["y_hat"], alone["bits"]
             if t:
                 rounder = _Noting(n, self.grid)
-                steps = self.date(history, rounder, known=y[:, t].round())
-                out = self._drive(steps, y[:, t].round())
+                whole = y[:, t].round()
+                steps = self.date(history, rounder, known=whole)
+                out = drive(steps, partial(_symbols, whole))
                 own = rounder.bits([s.mean + symbols for s, symbols in out.steps])
                 better = self.restored(out)
                 gain, loss = (self.distortion(y[:, t], r, compression) for r in (restored, better))
@@ -190,14 +191,9 @@ class CompactTT(nn.Module):
         x_hat, y_hat, bits = (torch.stack(part, 1) for part in zip(*found))
         return {"x_hat": x_hat, "y": y, "y_hat": y_hat, "bits": bits}
 
-    @staticmethod
-    def _drive(steps: DateSteps, whole: Tensor) -> DateOut:
-        try:
-            step = next(steps)
-            while True:
-                step = steps.send((step.select(whole).numpy() - step.mean).astype(np.int32))
-        except StopIteration as end:
-            return end.value
+
+def _symbols(whole: Tensor, step: TokenStep) -> np.ndarray:
+    return (step.select(whole).numpy() - step.mean).astype(np.int32)
 
 
 class _Noting:

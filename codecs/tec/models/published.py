@@ -50,14 +50,7 @@ class PublishedModel(nn.Module):
         return self._tables[1]
 
     def _load(self, state_dict: Mapping[str, Tensor]) -> Self:
-        try:
-            self.load_state_dict(without_prefix(state_dict), strict=True)
-        except RuntimeError as error:
-            what = " ".join(str(error).split())
-            raise WeightsError(
-                f"the checkpoint does not fit {type(self).__name__}: {what[:400]}; "
-                "pass a published checkpoint of this architecture"
-            ) from None
+        load_strictly(self, without_prefix(state_dict))
         if self.bottleneck.stale():
             self.bottleneck.update()
         return self.eval()
@@ -80,6 +73,18 @@ class PublishedModel(nn.Module):
                 f"latent has shape {tuple(y.shape)}, {type(self).__name__} needs "
                 f"(n, {self.latents}, height / 16, width / 16): was it made by another model?"
             )
+
+
+def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
+    """Load exactly the tensors of ``model``; anything else is a WeightsError."""
+    try:
+        model.load_state_dict(state_dict, strict=True)
+    except RuntimeError as error:
+        what = " ".join(str(error).split())
+        raise WeightsError(
+            f"the checkpoint does not fit {type(model).__name__}: {what[:400]}; "
+            "pass a published checkpoint of this architecture"
+        ) from None
 
 
 def without_prefix(state_dict: Mapping[str, Tensor], prefix: str = "model.") -> dict[str, Tensor]:

@@ -373,7 +373,7 @@ def date_steps(
     """
     prior = history.prior
     n, h, w = history.shape
-    random = _Random(history)
+    random = _Random(history) if forecast == "sample" else None
     done, all_features, steps = [], [], []
     for blocks in history.groups():
         context = history.context(blocks)
@@ -390,14 +390,14 @@ def date_steps(
             found = unrolling.predict(before, count)
             mean = rows_of(found.means, n).cpu().numpy()
             log_scale = rows_of(found.log_scales, n).cpu().numpy()
-            if at < sent or forecast == "sample":
+            if at < sent or random is not None:
                 index, whole = coding(*rounder.parameters(mean, log_scale))
-                if at < sent:
+                if random is not None and at >= sent:
+                    symbols = coding.draw(index, random.numbers(index.shape[1]))
+                else:
                     step = TokenStep(index, whole, prior.layout, blocks, slice(at, at + count))
                     symbols = yield step
                     steps.append((step, symbols))
-                else:
-                    symbols = coding.draw(index, random.numbers(index.shape[1]))
                 values = symbols + whole
             else:
                 values = rounder.round(mean).astype(np.float32)

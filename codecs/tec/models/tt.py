@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from ..entropy.integers import GRID, IntegerCoding
 from ..entropy.portable import Margin
 from ..entropy.tables import Tables, shipped
-from ..errors import TecError, WeightsError
+from ..errors import TecError
 from .blocks import AttentionBlock, ResidualUnit, channels_last, conv, deconv, round_through
 from .coding import Rounder
-from .published import shapes, without_prefix
+from .published import load_strictly, shapes, without_prefix
 from .temporal import DateOut, DateSteps, History, Part, TemporalPrior, Unrolling, date_steps
 from .tokens import CELLS, TOKENS, Layout, from_blocks, to_blocks
 from .transformer import EPSILON
@@ -390,14 +390,7 @@ class TT(nn.Module):
         if repacked:  # made without masking, a checkpoint has no tokens for it
             for key in ("prior.mask_token", "prior.z_cur_mask_token"):
                 ours.setdefault(key, torch.zeros_like(model.state_dict()[key]))
-        try:
-            model.load_state_dict(ours, strict=True)
-        except RuntimeError as error:
-            what = " ".join(str(error).split())
-            raise WeightsError(
-                f"the checkpoint does not fit {cls.__name__}: {what[:400]}; "
-                "pass a published checkpoint of this architecture"
-            ) from None
+        load_strictly(model, ours)
         return model.eval()
 
 

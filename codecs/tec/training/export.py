@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from ..coder import drive
 from ..entropy.portable import Margin, ScaleGrid, Writer
 from ..entropy.tables import Tables
 from ..errors import WeightsError
+from ..models.coding import drive
 from ..models.compact import CompactConfig, CompactElic, CompactFactorized
 from .data import Crops, Frame
 from .train import Pair

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from ..coder import Taken, drive
+from ..coder import Taken
 from ..entropy.integers import IntegerCoding, Law, fractions, gaussian, integer_tables
 from ..entropy.portable import Margin, Writer
 from ..entropy.tables import Tables
 from ..errors import WeightsError
+from ..models.coding import drive
 from ..models.compact import CompactElic, interpolate
 from ..models.compact_tt import CompactPrior, CompactTT, CompactTTConfig
 from ..models.temporal import History
