@@ -1,135 +1,83 @@
-"""Rate and distortion of the built-in models beside JPEG 2000, on places never trained on.
+"""Rate and distortion of the built-in models beside other codecs, on places never trained on.
 
-Every size is that of real bytes. PSNR has the peak 10000 DN, is taken over all bands of a frame,
-and averaged over the frames. JPEG 2000 (OpenJPEG, each band alone, irreversible wavelet) runs in
-both of its modes, constant rate and constant quality; the comparison takes the better one.
+Every size is that of real bytes, every error that of decoded ones. PSNR has the peak 10000 DN, is
+taken over all bands of a frame, and averaged over the frames. A frame is one date of a place;
+``tt``, ``flex`` and HEVC code up to four dates of a place together, and their figures are means
+over the same frames.
 
-    python benchmarks/rate_distortion.py --data ../shared/data/val [--json out.json]
+    python benchmarks/rate_distortion.py --data ../shared/data/val --json out.json
+    python benchmarks/rate_distortion.py --data ../shared/data/val --quick
+
+The JSON keeps every measurement: an interrupted run goes on where it was, and what depends on
+weights, code or packages that have changed since is measured anew.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
-import io
-import json
-import math
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
-import tec
-import xarray as xr
-from PIL import Image
-from tec.codec import decode_many, encode_many
-from tec.sensors import SENSORS
-
-LAMBDAS = (0.4, 1.0, 3.0, 10.0, 20.0, 40.0, 100.0, 250.0, 700.0)
-#: OpenJPEG's compression ratios of 16 bit, and PSNR in dB of 16 bit
-JPEG2000 = {
-    "rates": (400, 240, 160, 110, 80, 60, 45, 36, 28, 22, 17),
-    "dB": (44, 47, 50, 53, 56, 59, 62, 65),
-}
+import report
+import validation
+from baselines import BASELINES
+from comparing import summarise
+from measuring import CODECS, MODELS, Results, jobs, settings_of
+from validation import Chunk
 
 
-def frames(folder: Path, pattern: str) -> Iterator[tuple[str, np.ndarray, float]]:
-    """(name, (band, y, x) uint16, offset) of every 12-band L2A date without nodata, cut to a
-    multiple of 32."""
-    for path in sorted(folder.glob(pattern)):
-        cube = xr.open_zarr(path, consolidated=False).reflectance
-        if cube.attrs["level"] != "L2A" or cube.sizes["band"] != 12:
-            continue
-        h, w = (min(cube.sizes[d] // 32 * 32, 256) for d in ("y", "x"))
-        if min(h, w) < 64:
-            continue
-        for i, dn in enumerate(cube.values[:, :, :h, :w]):
-            if (dn == 0).mean() < 0.001:
-                yield f"{path.stem}[{i}]", dn, float(cube.attrs["offset"])
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    return 10 * math.log10(1e8 / np.mean((a.astype(float) - b) ** 2))
-
-
-def jpeg2000(dn: np.ndarray, mode: str, setting: float) -> tuple[int, np.ndarray]:
-    """Each band alone, without the file format around it."""
-    size, back = 0, []
-    for band in dn:
-        file = io.BytesIO()
-        Image.fromarray(band).save(
-            file,
-            "JPEG2000",
-            quality_mode=mode,
-            quality_layers=[setting],
-            irreversible=True,
-            no_jp2=True,
-        )
-        size += len(file.getvalue())
-        back.append(np.asarray(Image.open(file), np.int32))
-    return size, np.stack(back)
-
-
-def ours(model: str, lmbda: float, dn: np.ndarray, offset: float) -> tuple[int, np.ndarray]:
-    config = tec.CodecConfig(
-        model=model, compression=lmbda, offset=offset, bands=SENSORS["S2L2A"].bands
-    )
-    (data,) = encode_many([dn[None]], config)
-    return len(data), decode_many([data])[0][0]
-
-
-def curve(code: Callable, settings: tuple, chosen: list) -> list[tuple[float, float, float]]:
-    """(setting, bpppb, PSNR) for each setting."""
-    rows = []
-    for setting in settings:
-        size = samples = 0
-        quality = []
-        for _, dn, offset in chosen:
-            n, back = code(setting, dn, offset)
-            size, samples = size + n, samples + dn.size
-            quality.append(psnr(dn, back))
-        rows.append((setting, 8 * size / samples, float(np.mean(quality))))
-    return rows
-
-
-def rate_at(rows: list[tuple[float, float, float]], quality: float) -> float:
-    """bpppb at a PSNR, interpolated in log rate; infinite outside the curve."""
-    rows = sorted(rows, key=lambda r: r[2])
-    log = np.interp(
-        quality, [r[2] for r in rows], [math.log(r[1]) for r in rows], math.inf, math.inf
-    )
-    return math.exp(log)
-
-
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--data", type=Path, required=True, help="folder of validation cubes (*.zarr)"
     )
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
-    result = {}
-    for title, pattern in (("SSL4EO-S12 places", "l2a_ssl4eo*"), ("all places", "l2a_*")):
-        chosen = list(frames(args.data, pattern + ".zarr"))
-        print(f"\n{title}: {len(chosen)} frames")
-        curves = {}
-        for mode, settings in JPEG2000.items():
-            code = functools.partial(lambda mode, value, dn, _: jpeg2000(dn, mode, value), mode)
-            curves[f"JPEG 2000 {mode}"] = curve(code, settings, chosen)
-        for model in ("elic", "fp"):
-            curves[model] = curve(functools.partial(ours, model), LAMBDAS, chosen)
-        for name, rows in curves.items():
-            print(f"{name:15}", "  ".join(f"{s:g}: {b:.4f} {p:.2f} dB" for s, b, p in rows))
-        for quality in (36, 38, 40, 41, 42, 44, 45):
-            base = min(rate_at(curves[f"JPEG 2000 {mode}"], quality) for mode in JPEG2000)
-            ratios = "  ".join(
-                f"{m} {base / rate:.2f}x" if math.isfinite(rate) else f"{m} does not reach it"
-                for m in ("elic", "fp")
-                for rate in [rate_at(curves[m], quality)]
-            )
-            print(f"  at {quality} dB JPEG 2000 needs {base:.3f} bpppb; smaller by {ratios}")
-        result[title] = curves
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=1))
+    parser.add_argument("--json", type=Path, help="figures, and measurements to go on from")
+    parser.add_argument("--plot", type=Path, help="PNG of bpppb against PSNR")
+    parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument(
+        "--codecs", nargs="*", default=None, help="families of other codecs; none, one or more"
+    )
+    parser.add_argument("--frames", type=int, help="at most so many frames, of various sources")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="processes; speeds count only with one"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="7 frames, every other setting: some two minutes"
+    )
+    args = parser.parse_args(argv)
+    families = {codec.family for codec in BASELINES.values()}
+    wanted = families if args.codecs is None else set(args.codecs)
+    if wanted - families:
+        parser.error(f"--codecs: choose from {', '.join(map(repr, sorted(families)))}")
+    asked = [name for name, c in CODECS.items() if name in args.models or c.family in wanted]
+
+    missing = {name: why for name in asked if (why := CODECS[name].missing())}
+    names = [name for name in asked if name not in missing]
+    found: dict[str, list[Chunk]] = {"frames": [], "dense": []}
+    limit = args.frames or (7 if args.quick else None)
+    for kind, place in validation.places(args.data, frames=limit, dates=2 if args.quick else None):
+        found[kind].append(place)
+    about = report.heading(names, missing, found["frames"])
+    print(about)
+    results = Results(args.json, args.workers)
+    results.run(jobs(names, found["frames"], args.quick))
+    ours = [name for name in names if name in MODELS]
+    results.run(jobs([n for n in ours if n != "fp"], found["dense"], args.quick))
+    summary = summarise(results, names, found, args.quick)
+    print(report.text(summary))
+    results.save(
+        about=about.splitlines(),
+        **summary,
+        codecs={
+            name: {
+                "how": CODECS[name].how,
+                "settings": settings_of(name, args.quick),
+                "not available": missing.get(name),
+            }
+            for name in asked
+        },
+    )
+    if args.plot:
+        report.plot(summary, args.plot)
 
 
 if __name__ == "__main__":

@@ -38,17 +38,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from scenes import scene
 
 LAMBDA, SIZE, SIDE, DATES = 20.0, 256, 16, 4
-PARTS = {  # module.function; dates as by elic have a share in portable rounding and rANS
+PARTS = {  # module.function
     "integers to planes": "samples.date_planes samples.from_planes",
-    "analysis": "tt.analysis compact_tt.analysis",
-    "dates as by elic": "coder.encode_images coder.decode_images",
+    "analysis": "tt.analysis compact.analysis",
     "separate encoder": "temporal.encode",
     "joint encoder": "temporal.join",
     "keys and values": "transformer.contexts",
     "decoder and heads": "temporal.predict",
     "portable rounding": "portable.parameters portable.getvalue integers.__call__",
     "rANS": "rans.encode rans.read",
-    "dequantiser, synthesis": "tt.restored compact_tt.restored tt.synthesis compact_tt.synthesis",
+    "dates before": "compact_tt.told",
+    "dequantiser, synthesis": "tt.restored tt.synthesis compact.synthesis",
 }
 
 
@@ -97,8 +97,7 @@ def gflop(config: Any, way: str, dates: int) -> dict[str, float]:
         z = count("separate encoder", dates - 1, prior.encode, torch.empty(blocks, 64, c))
         z = count("joint encoder", dates - 1, prior.join, z, z)
         z = count("keys and values", dates - 1, prior.decoder.contexts, z)
-        context = network.history((1, SIDE, SIDE)).context(slice(0, blocks))._replace(cross=z)
-        unrolling = temporal.Unrolling(prior, context, blocks)
+        unrolling = temporal.Unrolling(prior, z, blocks)
         z = count("decoder and heads", dates, unrolling.predict, [torch.empty(blocks, c)] * 15, 16)
         after = lambda: network.synthesis(network._restored(y, z.features[None]))  # noqa: E731
         count("dequantiser, synthesis", dates * (way == "decode"), after)
@@ -116,12 +115,13 @@ def pixels(patches: int, dates: int) -> torch.Tensor:
 def encode(network: Any, x: torch.Tensor) -> Any:
     with coder.exactly(network):
         ys = [network.analysis(date, LAMBDA) for date in x.unbind(1)]
-        return coder.encode_series(network, ys, LAMBDA, [16] * len(ys), "mean")
+        return coder.encode_series(network, ys, [LAMBDA] * len(ys), [16] * len(ys), "mean")
 
 
 def decode(network: Any, coded: Any) -> list[torch.Tensor]:
     with coder.exactly(network):
-        dates = coder.decode_series(network, coded[0], coded[1], (SIDE, SIDE), LAMBDA, "mean")
+        n = len(coded[0])
+        dates = coder.decode_series(network, coded, (SIDE, SIDE), [LAMBDA] * n, [16] * n, "mean")
         return [network.synthesis(restored, LAMBDA) for _, restored in dates]
 
 
@@ -143,7 +143,7 @@ def peaks(path: str) -> tuple[float, ...]:
 def overhead(network: Any, quality: int) -> str:
     """Of two dates drawn from the network's own law: what it would see if it were trained."""
     history, random, ideal = network.history((1, SIDE, SIDE)), np.random.default_rng(0), []
-    writer = mock.Mock(wraps=portable.Writer(1, network.grid, network.margin))
+    writer = mock.Mock(wraps=portable.Writer(1, network.grid, network.margin_at(LAMBDA)))
 
     def draw(step):
         mean, log_scale = writer.parameters.call_args.args
@@ -157,7 +157,8 @@ def overhead(network: Any, quality: int) -> str:
         return plain(symbols, index, tables)
 
     with mock.patch.object(rans, "encode", counted):
-        dates = coder.encode_series(network, history.latents, LAMBDA, [quality] * 2, "mean")[0][0]
+        ys, rates = history.latents, [LAMBDA] * 2
+        dates = coder.encode_series(network, ys, rates, [quality] * 2, "mean")[0]
     with mock.patch.object(network, "analysis", return_value=torch.cat(history.latents)):
         law = float(network(torch.empty(1, 2, 12, SIZE, SIZE), quality)["bits"].sum()) / 8
     p, d = (sum(len(getattr(date, k)) for date in dates) for k in ("payload", "decisions"))
@@ -202,7 +203,7 @@ def published(options: argparse.Namespace, path: str) -> None:
         reference.setup_model_for_compression()
         there, payload = seconds(lambda: reference.compress(x[0]))
         back, _ = seconds(lambda: reference.decompress(payload))
-        size = sum(len(d.payload) + len(d.decisions) for d in encode(network, x)[0][0])
+        size = sum(len(d.payload) + len(d.decisions) for d in encode(network, x)[0])
         print(f"reference, {count} dates: {sum(payload['bits']) // 8} bytes, ours {size}")
         for way, took in (("encode", there / count), ("decode", back / count)):
             print(f"   {way} {took:.1f} s a date, ours is {took / ours[way]:.1f} times as fast")

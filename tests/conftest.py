@@ -35,14 +35,16 @@ def tiny_fp(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Paths of tiny checkpoints with random weights: compact "elic" and "tt", and a "tt" and "flex"
-    of the published architecture."""
+    """Paths of tiny checkpoints with random weights: compact "elic" and "tt" ("compact flex" is the
+    same file), and a "tt" and "flex" of the published architecture."""
     import tiny
 
     folder = tmp_path_factory.mktemp("weights")
+    tt = tiny.write(folder / "tt.safetensors", "tt")
     return {
         "elic": tiny.write(folder / "elic.safetensors", "elic"),
-        "tt": tiny.write(folder / "tt.safetensors", "tt"),
+        "tt": tt,
+        "compact flex": tt,
         "published tt": tiny.write(folder / "tt.pt", "tt"),
         "flex": tiny.write(folder / "flex.pt", "flex"),
     }

@@ -250,9 +250,11 @@ def test_the_default_model_is_tt(any_weights: list[dict[str, Any]]) -> None:
     assert not {"quality", "forecast"} & set(json.loads(packed.attrs["xtec"]))
 
 
-def test_flex_has_no_built_in_weights() -> None:
+def test_flex_has_built_in_weights_for_one_sensor() -> None:
+    packed = cube().tec.compress(model="flex", quality=4)
+    assert packed.encoding["serializer"].config.quality == (4,)
     with pytest.raises(WeightsError, match=r"no built-in .*'flex'.*weights='terracodec'"):
-        cube().tec.compress(model="flex")
+        cube().tec.compress(model="flex", sensor="S2L1C")
 
 
 def test_settings_that_are_wrong() -> None:

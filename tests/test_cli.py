@@ -181,7 +181,7 @@ def test_one_file(run: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("compress", "IN", "OUT", "--model", "flex"), "weights='terracodec'"),
+        (("compress", "IN", "OUT", "--weights", "no.safetensors"), "no checkpoint at"),
         (("compress", "IN", "OUT", "--model", "flex", "--quality", "17"), "from 0 to 16"),
         (("compress", "IN", "OUT", "--quality", "4"), "only model='flex' has a quality"),
         (("compress", "IN", "OUT", "--quality", "best"), "--quality is 'best': write 0 to 16"),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tec
 from tec import codec, stream
+from tec.coarse import Grid
 
 FOLDERS = sorted(p.parent for p in golden.FOLDER.glob("*/*/encoded.bin"))
 
@@ -22,13 +23,38 @@ def case(request) -> tuple[Path, bytes, str]:
     return folder, (folder / "encoded.bin").read_bytes(), str(weights)
 
 
+def current(model: str) -> bytes:
+    return (golden.FOLDER / model / str(stream.VERSION) / "encoded.bin").read_bytes()
+
+
 def test_the_current_version_has_golden_streams():
     assert {p.parent.name for p in FOLDERS if p.name == str(stream.VERSION)} == set(stream.MODELS)
 
 
-def test_the_golden_series_is_coded_in_both_ways():
-    data = (golden.FOLDER / "tt" / str(stream.VERSION) / "encoded.bin").read_bytes()
-    assert set(tec.peek(data).how) == {stream.INTRA, stream.TEMPORAL}
+def test_every_field_of_the_header_is_in_some_golden_stream():
+    """The flags byte of each is in FORMAT.md: nodata, offset, scale, order, extent, grids."""
+    flags = 0
+    for model in stream.MODELS:
+        data = current(model)
+        assert data[4] == stream.VERSION
+        flags |= data[7]
+    assert flags == 63
+    assert tec.peek(current("flex")).how == (16, 5, 0, 9)
+    assert tec.peek(current("flex")).config.forecast == "sample"
+    assert tec.peek(current("flex")).told == (0, 1, 2, 2)
+    assert tec.peek(current("tt")).how == ()
+    assert tec.peek(current("tt")).told == (0, 1, 0, 0)  # the encoder chose
+
+
+def test_golden_bands_are_on_coarser_grids():
+    grids = [Grid.from_code(code) for code in tec.peek(current("elic")).grids]
+    coarse, coarsest = Grid(2, 1, 1), Grid(6, 1, 3)
+    wanted = {"B01": coarsest, "B09": coarsest}
+    wanted |= dict.fromkeys(("B05", "B06", "B07", "B8A", "B11", "B12"), coarse)
+    bands = tec.peek(current("elic")).config.bands
+    assert grids == [wanted.get(name) for name in bands]
+    grids = [Grid.from_code(code) for code in tec.peek(current("fp")).grids]
+    assert grids == [None, None, Grid(2, 0, 0), Grid(2, 1, 0, repeated=False), None]
 
 
 def test_a_golden_stream_decodes_as_it_did(case):

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tec import CodecConfig, StreamError, stream
+from tec.coarse import LAST_GRID
 from tec.sensors import SENSORS
 
 CONFIG = CodecConfig(model="elic", compression=20.0, bands=SENSORS["S2L2A"].bands, nodata=0)
@@ -42,8 +43,9 @@ def headers(draw):
     model = draw(st.sampled_from(sorted(stream.MODELS)))
     weights = ["builtin", "terracodec"]
     how: list[int] = []
-    if model == "tt":
-        how = draw(st.lists(st.sampled_from([2, 3]), min_size=extent[0], max_size=extent[0]))
+    told: list[int] = []
+    if model in ("tt", "flex"):
+        told = [draw(st.sampled_from([0, min(date, 2)])) for date in range(extent[0])]
     flex = {}
     if model == "flex":
         weights.append("terracodec:lronly")
@@ -61,8 +63,18 @@ def headers(draw):
         **flex,
     )
     digest = draw(st.binary(min_size=16, max_size=16))
+    grids = tuple(draw(st.sampled_from([0, 1, 17, LAST_GRID])) for _ in bands)
     return stream.Header(
-        config, model, digest, dtype, (t, len(bands), y, x), extent, b"\1\2", tuple(how)
+        config,
+        model,
+        digest,
+        dtype,
+        (t, len(bands), y, x),
+        extent,
+        b"\1\2",
+        tuple(how),
+        tuple(told),
+        grids if any(grids) else (),
     )
 
 
@@ -97,7 +109,7 @@ def test_every_flipped_bit_and_every_cut_is_noticed():
 @pytest.mark.parametrize(
     ("place", "value", "says"),
     [
-        (4, 2, "version 2"),
+        (4, 1, "version 1"),
         (5, 9, "model code 9"),
         (6, 7, "dtype code 7"),
         (7, 128, "unknown flags"),
@@ -111,35 +123,67 @@ def test_what_this_version_does_not_know_is_named(place, value, says):
         stream.unpack(seal(bytes(body)))
 
 
-TT = replace(HEADER, config=replace(CONFIG, model="tt"), model="tt", how=(2, 3))
+TT = replace(HEADER, config=replace(CONFIG, model="tt"), model="tt", told=(0, 1))
 FLEX = replace(
-    HEADER, config=replace(CONFIG, model="flex", quality=(16, 4)), model="flex", how=(16, 4)
+    HEADER,
+    config=replace(CONFIG, model="flex", quality=(16, 4)),
+    model="flex",
+    how=(16, 4),
+    told=(0, 1),
 )
 
 
-def place_of_how(header: stream.Header) -> int:
-    """Where the first byte of ``how`` is."""
+def place_of(header: stream.Header, name: str) -> int:
+    """Where the first byte of a field of one byte a date is."""
+    values = getattr(header, name)
     body = stream.pack(header, b"", DATES)
-    other = stream.pack(replace(header, how=(header.how[0] ^ 1, *header.how[1:])), b"", DATES)
+    other = stream.pack(replace(header, **{name: (values[0] ^ 1, *values[1:])}), b"", DATES)
     return next(i for i, (a, b) in enumerate(zip(body, other)) if a != b)
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_the_quality_of_a_date_is_read_or_refused(data):
+    body = bytearray(stream.pack(FLEX, b"", DATES)[:-4])
+    date, value = data.draw(st.integers(0, 1)), data.draw(st.integers(0, 255))
+    body[place_of(FLEX, "how") + date] = value
+    if value <= 16:
+        assert stream.unpack(seal(bytes(body)))[0].how[date] == value
+        return
+    with pytest.raises(StreamError, match=f"unknown quality {value}"):
+        stream.unpack(seal(bytes(body)))
 
 
 @pytest.mark.parametrize("header", [TT, FLEX], ids=["tt", "flex"])
 @given(st.data())
 @settings(max_examples=60, deadline=None)
-def test_how_a_date_was_coded_is_read_or_refused(header, data):
+def test_dates_told_of_are_read_or_refused(header, data):
     body = bytearray(stream.pack(header, b"", DATES)[:-4])
     date, value = data.draw(st.integers(0, 1)), data.draw(st.integers(0, 255))
-    body[place_of_how(header) + date] = value
-    if value in ((2, 3) if header.model == "tt" else range(17)):
-        assert stream.unpack(seal(bytes(body)))[0].how[date] == value
+    body[place_of(header, "told") + date] = value
+    if value in (0, date):
+        assert stream.unpack(seal(bytes(body)))[0].told[date] == value
         return
-    with pytest.raises(StreamError, match=f"date {date} was coded in the unknown way {value}"):
+    with pytest.raises(StreamError, match="cannot be told of"):
         stream.unpack(seal(bytes(body)))
 
 
+def test_grids_are_read_or_refused():
+    bands = len(CONFIG.bands)
+    header = replace(HEADER, grids=(LAST_GRID, *(0,) * (bands - 1)))
+    data = stream.pack(header, b"", DATES)
+    assert stream.unpack(data)[0].grids == header.grids
+    assert len(data) == len(stream.pack(HEADER, b"", DATES)) + bands
+    place = data.index(bytes([LAST_GRID, *(0,) * (bands - 1)]))
+    for value in (LAST_GRID + 1, 255, 0):  # 0: the flag promises one
+        body = bytearray(data[:-4])
+        body[place] = value
+        with pytest.raises(StreamError, match="unknown grids"):
+            stream.unpack(seal(bytes(body)))
+
+
 def test_the_forecast_is_read_or_refused():
-    place = place_of_how(FLEX) - 1
+    place = place_of(FLEX, "how") - 1
     for value in (0, 1, 2, 255):
         body = bytearray(stream.pack(FLEX, b"", DATES)[:-4])
         body[place] = value
@@ -153,21 +197,22 @@ def test_the_forecast_is_read_or_refused():
 
 
 def test_only_tt_and_flex_pay_for_their_fields():
-    """A byte a date, and one more for the forecast; fp and elic streams stay as they were."""
+    """A byte a date, for flex two, and one more for the forecast."""
     size = {
         header.model: len(stream.pack(header, b"", DATES))
         for header in (HEADER, replace(HEADER, config=replace(CONFIG, model="fp")), TT, FLEX)
     }
     assert size["tt"] == size["elic"] + 2
-    assert size["flex"] == size["elic"] + 3
+    assert size["flex"] == size["elic"] + 5
 
 
-def test_a_missing_date_of_how_is_noticed():
+def test_a_missing_date_is_noticed():
     body = stream.pack(TT, b"", DATES)[:-4]
+    place = place_of(TT, "told")
     with pytest.raises(StreamError):
-        stream.unpack(seal(body[: place_of_how(TT) + 1] + body[place_of_how(TT) + 2 :]))
-    with pytest.raises(StreamError, match="how the dates were coded wants 2 bytes"):
-        stream.peek(body[: place_of_how(TT) + 1])
+        stream.unpack(seal(body[: place + 1] + body[place + 2 :]))
+    with pytest.raises(StreamError, match="dates told of wants 2 bytes"):
+        stream.peek(body[: place + 1])
 
 
 def test_a_stream_names_no_file():
@@ -214,4 +259,4 @@ def test_hostile_bytes_about_how_raise_only_stream_errors(header, kept, junk):
     except StreamError:
         return
     # Whatever got through is whole: one way and one date for each that the extent promises.
-    assert len(found.how) == len(dates) == found.extent[0]
+    assert len(found.told) == len(dates) == found.extent[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import zlib
-from dataclasses import replace
+from typing import NamedTuple
 from unittest import mock
 
 import numpy as np
@@ -14,31 +14,26 @@ import torch
 import torch.nn.functional as F
 from tec.entropy import portable, rans
 from tec.entropy.integers import GRID, IntegerCoding
-from tec.entropy.tables import shipped
+from tec.entropy.tables import Tables, shipped
 from tec.errors import TecError
 from tec.models import temporal
-from tec.models.compact import CompactConfig
-from tec.models.compact_tt import PHASES, CompactPrior, CompactTTConfig
-from tec.models.temporal import (
-    Context,
-    DateOut,
-    History,
-    Prediction,
-    TemporalPrior,
-    Unrolling,
-    date_steps,
-)
-from tec.models.tokens import TOKENS, Layout, from_blocks, picture, to_blocks, windows
+from tec.models.temporal import History, Prediction, TemporalPrior, Unrolling, date_steps
+from tec.models.tokens import TOKENS, Layout, from_blocks, to_blocks, windows
 from tec.models.transformer import Attention, KeysValues
 from tec.models.tt import RASTER, TT, TTConfig, repack
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-KINDS = ("tt", "flex", "compact")
+KINDS = ("tt", "flex")
 MARGIN = portable.Margin(2.0**-13, 2.0**-15)
+#: Two by two interleaved grids of a block: a layout of several groups and several phases.
+PHASES = tuple(
+    tuple(4 * row + column for row in (r, r + 2) for column in (c, c + 2))
+    for r, c in ((0, 0), (1, 1), (0, 1), (1, 0))
+)
 LAYOUTS = {
     "raster": Layout((24,), RASTER),
     "repacked": Layout((4,) * 16, (tuple(range(16)),)),
-    "compact": Layout((1, 2, 4, 9), PHASES),
+    "mixed": Layout((1, 2, 4, 9), PHASES),
 }
 
 
@@ -60,21 +55,15 @@ def small_tt(kind: str) -> TT:
 
 
 def small(kind: str) -> TemporalPrior:
-    """A tiny entropy model of 64 or (compact) 16 latents."""
-    if kind != "compact":
-        return small_tt(kind).prior
-    torch.manual_seed(3)
-    image = CompactConfig(latents=16, groups=(4, 12), rates=(0.4, 20.0, 700.0))
-    prior = CompactPrior(CompactTTConfig(image, (1, 2, 4, 9), 32, 2, 2, (1, 1, 3)))
-    stir(prior)
-    return prior.eval()
+    """A tiny entropy model of 64 latents."""
+    return small_tt(kind).prior
 
 
 @torch.no_grad()
 def stir(prior: TemporalPrior) -> None:
     for name, value in prior.named_parameters():
         if name.endswith("weight") and value.dim() == 2:
-            gain = 0.5 if "head" in name or "energy" in name else 1.5
+            gain = 0.5 if "head" in name else 1.5
             value.copy_(torch.randn_like(value) * gain / math.sqrt(value.shape[1]))
         else:
             value.add_(torch.randn_like(value) * 0.2)
@@ -91,18 +80,14 @@ def history(
     prior: TemporalPrior, dates: int, shape: tuple[int, int, int], dtype=torch.float32
 ) -> History:
     """With so many dates before."""
-    rate = None
-    if isinstance(prior, CompactPrior):
-        rate = torch.linspace(0.2, 1.9, shape[0], dtype=dtype)
-    out = History(prior, shape, rate)
+    out = History(prior, shape)
     for date in range(dates):
         out.push(latents(prior, *shape, seed=10 + date).to(dtype))
     return out
 
 
-def dates_before(kind: str) -> list[int]:
-    """How many the kind can do with."""
-    return [1, 2] if kind == "compact" else [0, 2]
+#: How many dates before there may be: none, or what makes two.
+DATES_BEFORE = (0, 2)
 
 
 # cutting
@@ -137,8 +122,8 @@ def test_repacked_token_is_a_slice_of_channels():
         assert torch.equal(tokens[:, token], part.flatten(1))
 
 
-def test_compact_token_is_an_interleaved_grid():
-    layout = LAYOUTS["compact"]
+def test_mixed_token_is_an_interleaved_grid():
+    layout = LAYOUTS["mixed"]
     grid = torch.arange(16).reshape(4, 4)
     assert torch.equal(torch.tensor(PHASES[0]), grid[::2, ::2].flatten())
     assert torch.equal(torch.tensor(PHASES[1]), grid[1::2, 1::2].flatten())
@@ -193,7 +178,7 @@ def test_latents_must_be_whole_blocks():
 
 
 def unrolled(
-    prior: TemporalPrior, context: Context, tokens: list[torch.Tensor], chunks: list[int]
+    prior: TemporalPrior, context: list[KeysValues], tokens: list[torch.Tensor], chunks: list[int]
 ) -> Prediction:
     """All tokens, predicted in chunks, given the true ones."""
     unrolling = Unrolling(prior, context, len(tokens[0]))
@@ -217,7 +202,7 @@ def difference(a: Prediction, b: Prediction) -> float:
 
 def context_and_tokens(
     prior: TemporalPrior, dates: int, shape: tuple[int, int, int] = (2, 8, 12), dtype=torch.float64
-) -> tuple[Context, list[torch.Tensor]]:
+) -> tuple[list[KeysValues], list[torch.Tensor]]:
     before = history(prior, dates, shape, dtype)
     cells = to_blocks(latents(prior, *shape).to(dtype)).flatten(0, 1)
     return before.context(slice(0, before.blocks)), prior.layout.tokens(cells)
@@ -227,7 +212,7 @@ def context_and_tokens(
 @torch.no_grad()
 def test_one_pass_is_step_by_step(kind):
     prior = small(kind).double()
-    for dates in dates_before(kind):
+    for dates in DATES_BEFORE:
         context, tokens = context_and_tokens(prior, dates)
         whole = unrolled(prior, context, tokens, [16])
         assert torch.stack([m.std() for m in whole.means]).min() > 0.5
@@ -260,7 +245,7 @@ def test_blocks_see_both_dates_before_and_no_other_block(kind):
     tokens = prior.layout.tokens(to_blocks(latents(prior, 1, 12, 12).double())[0])
     wanted = unrolled(prior, before.context(whole), tokens, [16])
     for date in (0, 1):
-        other = History(prior, before.shape, before.rate)
+        other = History(prior, before.shape)
         for i, y in enumerate(before.latents):
             y = y.clone()
             y[..., 0, 0] += 2 * (i == date)  # its own block and, mirrored or not, no other window
@@ -276,57 +261,22 @@ def test_blocks_see_both_dates_before_and_no_other_block(kind):
     assert moved.count_nonzero() == 1
 
 
-@torch.no_grad()
-def test_compact_starts_from_a_linear_prediction():
-    """Before training says otherwise: from both dates, and from what the block's tokens missed."""
-    config = CompactTTConfig(CompactConfig(latents=16, groups=(4, 12), rates=(1.0, 9.0)))
-    prior = CompactPrior(replace(config, groups=(1, 2, 4, 9), width=32, heads=2, layers=(1, 1, 1)))
-    prior.newer.copy_(torch.rand(2, 16))
-    prior.older.copy_(torch.rand(2, 16))
-    prior.log_scale.copy_(torch.randn(2, 16))
-    before = History(prior, (2, 4, 4), torch.tensor([0.0, 1.0]))
-    for seed in (1, 2):
-        before.push(latents(prior, 2, 4, 4, seed=seed))
-    older, newer = (to_blocks(y).flatten(0, 1) for y in before.latents)
-    mean = prior.newer[:, None] * newer + prior.older[:, None] * older
-    cells = to_blocks(latents(prior, 2, 4, 4)).flatten(0, 1)
-    tokens = prior.layout.tokens(cells)
-    found = unrolled(prior, before.context(slice(0, 1)), tokens, [16])
-    torch.testing.assert_close(prior.layout.blocks(found.means), mean)
-    wanted = prior.log_scale[:, None].expand_as(mean)
-    torch.testing.assert_close(prior.layout.blocks(found.log_scales), wanted)
-
-    for weight in prior.spread:
-        weight.copy_(torch.randn(weight.shape))
-    found = unrolled(prior, before.context(slice(0, 1)), tokens, [1] * 16)
-    order = [position for phase in PHASES for position in phase]
-    linear = mean.clone()
-    for i, target in enumerate(order):
-        for j, source in enumerate(order[: i - i % 4]):  # positions of the tokens before
-            weight = torch.cat([group[:, i, j] for group in prior.spread])
-            linear[:, target] += weight * (cells - mean)[:, source]
-    torch.testing.assert_close(prior.layout.blocks(found.means), linear, rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize("kind", ["tt", "flex"])
 @pytest.mark.parametrize("chunks", [[16], [1] * 16], ids=["pass", "steps"])
 @torch.no_grad()
 def test_context_of_the_first_date_serves_all_blocks(kind, chunks):
     prior = small(kind).double()
     context, tokens = context_and_tokens(prior, 0)
-    assert {len(c.keys) for c in context.cross} == {1}
+    assert {len(c.keys) for c in context} == {1}
     b = len(tokens[0])
-    expanded = [KeysValues(*(x.expand(b, -1, -1, -1) for x in c)) for c in context.cross]
-    one, each = (
-        unrolled(prior, context._replace(cross=cross), tokens, chunks)
-        for cross in (context.cross, expanded)
-    )
+    expanded = [KeysValues(*(x.expand(b, -1, -1, -1) for x in c)) for c in context]
+    one, each = (unrolled(prior, cross, tokens, chunks) for cross in (context, expanded))
     assert difference(one, each) < 1e-12
 
 
 def test_context_of_the_first_date_is_that_of_the_weights():
     def keys(prior: TemporalPrior) -> torch.Tensor:
-        return History(prior, (1, 4, 4)).context(slice(0, 1)).cross[1].keys
+        return History(prior, (1, 4, 4)).context(slice(0, 1))[1].keys
 
     with torch.no_grad():
         prior, other = small("tt"), small("tt")
@@ -351,7 +301,7 @@ def test_context_of_the_first_date_is_that_of_the_weights():
 @torch.no_grad()
 def test_groups_change_nothing(kind, monkeypatch):
     prior = small(kind).double()
-    for dates in dates_before(kind):
+    for dates in DATES_BEFORE:
         context, tokens = context_and_tokens(prior, dates)
         whole = unrolled(prior, context, tokens, [16])
         monkeypatch.setattr(temporal, "GROUP", 4)
@@ -369,7 +319,7 @@ def test_groups_change_nothing(kind, monkeypatch):
 @torch.no_grad()
 def test_pieces_change_nothing(kind, monkeypatch):
     prior = small(kind).double()
-    for dates in dates_before(kind):
+    for dates in DATES_BEFORE:
         context, tokens = context_and_tokens(prior, dates)
         want = unrolled(prior, context, tokens, [16])
         with monkeypatch.context() as patch:
@@ -446,16 +396,12 @@ def test_dates_whose_contexts_are_known_go_together(kind):
         together = start.before(dates, now)
         context = together.context(slice(0, 2))
         for i, date in enumerate(now):
-            alone = History(prior, (n, 8, 4), start.rate)
+            alone = History(prior, (n, 8, 4))
             for y in dates[:date]:
                 alone.push(y)
             want = alone.context(slice(0, 2))
             rows = slice(4 * i, 4 * i + 4)
-            pairs = [(a[rows], b) for x, y in zip(context.cross, want.cross) for a, b in zip(x, y)]
-            for x, y in zip(context.prior or [], want.prior or [], strict=True):
-                pairs += [(a[rows], b) for a, b in zip(x, y)]
-            if start.rate is not None:
-                pairs.append((context.rate[rows], want.rate))
+            pairs = [(a[rows], b) for x, y in zip(context, want) for a, b in zip(x, y)]
             for found, wanted in pairs:
                 torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
 
@@ -468,9 +414,7 @@ def test_only_two_dates_are_kept():
     short = History(prior, (1, 4, 4))
     for y in long.latents:
         short.push(y)
-    assert torch.equal(
-        long.context(slice(0, 1)).cross[0].keys, short.context(slice(0, 1)).cross[0].keys
-    )
+    assert torch.equal(long.context(slice(0, 1))[0].keys, short.context(slice(0, 1))[0].keys)
 
 
 # encoder and decoder
@@ -480,18 +424,29 @@ def coding() -> IntegerCoding:
     return IntegerCoding(GRID, shipped("gaussian-integers"))
 
 
-def drive(steps, symbols_of) -> DateOut:
+class Driven(NamedTuple):
+    """A date that was coded: what came of it, and its steps with their symbols."""
+
+    y_hat: torch.Tensor
+    features: torch.Tensor
+    steps: list
+
+
+def drive(generator, symbols_of) -> Driven:
+    steps = []
     try:
-        step = next(steps)
+        step = next(generator)
         while True:
-            step = steps.send(symbols_of(step))
+            symbols = symbols_of(step)
+            steps.append((step, symbols))
+            step = generator.send(symbols)
     except StopIteration as end:
-        return end.value
+        return Driven(end.value.y_hat, end.value.features, steps)
 
 
 def encoded(
     before: History, y: torch.Tensor, *, at_once: bool = True, **how
-) -> tuple[DateOut, list[bytes]]:
+) -> tuple[Driven, list[bytes]]:
     """One date and its rounding decisions, in one pass or, as a decoder does, in steps."""
     writer = portable.Writer(len(y), GRID, MARGIN)
 
@@ -503,7 +458,7 @@ def encoded(
     return out, writer.getvalue()
 
 
-def joined(out: DateOut) -> tuple[np.ndarray, np.ndarray]:
+def joined(out: Driven) -> tuple[np.ndarray, np.ndarray]:
     """Indexes and symbols (n, k) in coding order."""
     n = len(out.y_hat)
     nothing = [np.zeros((n, 0), np.int64)]
@@ -524,7 +479,7 @@ def test_decoder_follows_the_encoder(kind, sent, forecast, monkeypatch):
     monkeypatch.setattr(temporal, "GROUP", 4)
     prior, shape = small(kind), (2, 8, 12)
     tables, y = shipped("gaussian-integers"), latents(prior, *shape)
-    for dates in dates_before(kind):
+    for dates in DATES_BEFORE:
         before = history(prior, dates, shape)
         out, notes = encoded(before, y, sent=sent, forecast=forecast)
         assert len(out.steps) == (2 if sent else 0)
@@ -555,9 +510,7 @@ def test_decoder_follows_the_encoder(kind, sent, forecast, monkeypatch):
                 again.features.float(), out.features[rows], rtol=1e-4, atol=1e-4
             )
         if sent == 16:
-            steps = [step for step, _ in out.steps]
-            values = [symbols + step.mean for step, symbols in out.steps]
-            assert torch.equal(picture(steps, values, y), y)
+            assert torch.equal(out.y_hat, y)
         # What is sent comes back, the rest is predicted.
         blocks = zip(*(prior.layout.tokens(to_blocks(x).flatten(0, 1)) for x in (out.y_hat, y)))
         assert [torch.equal(a, b) for a, b in blocks] == [True] * sent + [False] * (16 - sent)
@@ -606,13 +559,13 @@ def test_numbers_that_samples_are_drawn_with(dates):
     """They belong to the stream format: Philox 4x64, keyed by a CRC-32 of the date before."""
     prior, shape, code, numbers = small("flex"), (2, 4, 4), coding(), []
 
-    def draw(index, random):
+    def draw(self, index, random, plain=Tables.draw):
         numbers.append(random)
-        return IntegerCoding.draw(code, index, random)
+        return plain(self, index, random)
 
     before = history(prior, dates, shape)
     steps = date_steps(before, portable.Writer(2, GRID, MARGIN), code, sent=0, forecast="sample")
-    with mock.patch.object(code, "draw", draw):
+    with mock.patch.object(Tables, "draw", draw):
         drive(steps, None)
     found = np.concatenate(numbers, 1)
     assert found.shape == (2, 16 * 64)

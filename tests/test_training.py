@@ -14,14 +14,16 @@ import torch
 import xarray as xr
 from scenes import scene
 from tec import weights
+from tec.models.compact import CompactConfig, CompactElic, Transforms
+from tec.models.compact_tt import CompactTT
 from tec.models.densities import integer_bits
 from tec.sensors import SENSORS
 from tec.training.data import Crops, Frame, interpolate_coarse, load_frames
-from tec.training.export import averaged, export
-from tec.training.export_tt import averaged_tt, export_tt
-from tec.training.sequences import Pool, series
-from tec.training.temporal import TemporalRecipe, TemporalTrainer
-from tec.training.train import Recipe, Trainer, loss_lambda
+from tec.training.export import averaged, choose_qualities, export, export_tt
+from tec.training.published import PublishedRecipe, PublishedTrainer
+from tec.training.sequences import Series, SeriesCrops, series
+from tec.training.temporal import TemporalRecipe, TemporalTrainer, extend_tt
+from tec.training.train import Pair, Recipe, Trainer, extend, loss_lambda
 
 BANDS = SENSORS["S2L2A"].bands
 
@@ -56,11 +58,13 @@ def recipe(**changes) -> Recipe:
 
 
 def test_only_whole_frames_are_loaded(frames):
-    assert [(f.name, f.values.shape, f.repeated) for f in frames] == [
-        ("l2a_0.zarr", (12, 128, 128), True),
-        ("l2a_0.zarr", (12, 128, 128), True),
-        ("l2a_1.zarr", (12, 128, 128), True),
+    assert [(f.name, f.values.shape) for f in frames] == [
+        ("l2a_0.zarr", (12, 128, 128)),
+        ("l2a_0.zarr", (12, 128, 128)),
+        ("l2a_1.zarr", (12, 128, 128)),
     ]
+    smooth = interpolate_coarse(frames[0].values, SENSORS["S2L2A"].gsd)
+    np.testing.assert_array_equal(frames[0].smooth, smooth)
     mean = frames[0].values.mean() * np.mean(SENSORS["S2L2A"].std) + np.mean(SENSORS["S2L2A"].mean)
     assert mean == pytest.approx(scene(2, 12, 128, 128, seed=0).mean(), rel=0.2)
 
@@ -79,6 +83,19 @@ def test_crops_are_deterministic_by_seed(frames):
     assert first.shape == (4, 12, 96, 96)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_crops_are_varied_by_haze_and_holes(frames):
+    crops = Crops(frames, seed=3)
+    assert crops.haze.shape == (12, 1, 1)
+    assert crops.haze[1] > 3 * crops.haze[11] > 0  # blue light is scattered most
+    plain = Crops(frames, seed=3).batch(60, 32, vary=False)
+    known = np.stack([f.smooth for f in frames])
+    assert plain.min() >= known.min()
+    assert plain.max() <= known.max()
+    many = crops.batch(60, 32)
+    assert torch.isfinite(many).all()
+    assert many.max() > plain.max()
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(frames, tmp_path, capsys):
@@ -102,7 +119,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(frames, tmp_path, capsys):
 
 def test_training_lowers_the_loss(frames, tmp_path):
     trainer = Trainer(recipe(steps=40, learning_rate=2e-3), frames, frames[:1], tmp_path)
-    trainer.report()
+    trainer.report([])
     trainer.run()
     lambdas = loss_lambda(trainer.recipe, torch.arange(3.0)).tolist()
     std = np.mean(SENSORS["S2L2A"].std)
@@ -117,16 +134,32 @@ def test_training_lowers_the_loss(frames, tmp_path):
     assert objective(trainer.history[-1]) < objective(trainer.history[0]) - 0.15
 
 
+def test_a_run_starts_from_a_lapped_klt(frames, tmp_path):
+    config = CompactConfig(**{**tiny.CONFIG.__dict__, "latents": 48, "groups": (16, 32)})
+    trainer = Trainer(recipe(model=config), frames, [], tmp_path)
+    weight = trainer.pair.elic.transforms.klt.weight
+    rows = weight.flatten(1)
+    torch.testing.assert_close(rows @ rows.T, torch.eye(48), atol=1e-4, rtol=0)
+    assert not weight.requires_grad
+    x = Crops(frames, seed=9).batch(4, 96, vary=False)
+    with torch.inference_mode():
+        y = trainer.pair.elic.transforms.encode(x, torch.full((4,), 2.0))
+        back = trainer.pair.elic.transforms.decode(y, torch.full((4,), 2.0))
+    energy = trainer.pair.elic.transforms.latent(x).square().mean((0, 2, 3))
+    assert energy[:8].mean() > 10 * energy[-8:].mean()  # strongest first
+    assert (back - x).square().mean() < 0.1 * x.var()
+
+
 def test_an_export_is_a_checkpoint(frames, tmp_path):
     trainer = Trainer(recipe(steps=2), frames, frames[:1], tmp_path)
     trainer.run()
-    entry = export(averaged(tmp_path, config=tiny.CONFIG), tiny.CONFIG, frames, tmp_path, batches=2)
+    entry = export(averaged(tmp_path, Pair(tiny.CONFIG)), frames, tmp_path, batches=2)
     assert set(entry) == {"elic", "fp"}
     for model, values in entry.items():
         paths = tuple(tmp_path / name for name in values["files"])
         network = weights.read(model, paths)
         assert network.sha256 == values["sha256"]
-        assert 0 < network.margin.absolute < 1e-2
+        assert all(0 < margin.absolute < 1e-2 for margin in network.margins)
         y = network.analysis(torch.zeros(1, 12, 64, 64), 20.0)
         assert y.shape == (1, tiny.CONFIG.latents, 4, 4)
         assert len(network.tables) == tiny.CONFIG.scales[0]
@@ -134,40 +167,47 @@ def test_an_export_is_a_checkpoint(frames, tmp_path):
 
 def test_a_missing_run_says_so(tmp_path):
     with pytest.raises(tec.WeightsError, match="no training state"):
-        averaged(tmp_path)
+        averaged(tmp_path, Pair(tiny.CONFIG))
 
 
 # ------------------------------------------------------------------------------ tt
 
 
-@pytest.fixture(scope="module")
-def tiny_image(tmp_path_factory) -> tuple[Path, object]:
-    """Files of a tiny built-in elic, and the network."""
-    folder = tmp_path_factory.mktemp("image")
-    name = "s2l2a-elic.safetensors"
-    tiny.write(folder / name, "elic")
-    (folder / "manifest.json").write_text(json.dumps({"S2L2A": {"elic": {"files": [name]}}}))
-    return folder, weights.read("elic", (folder / name,))
-
-
 def tt_recipe(**changes) -> TemporalRecipe:
     return TemporalRecipe(
-        **{"steps": 6, "blocks": 3, "refresh": 2, "warm_up": 2, "model": tiny.TT_CONFIG, **changes}
+        **{
+            "steps": 6,
+            "positions": 32,
+            "sizes": (2, 4),
+            "refresh": 2,
+            "entries": 6,
+            "warm_up": 2,
+            "model": tiny.TT_CONFIG,
+            **changes,
+        }
     )
 
 
 def test_frames_of_a_cube_become_a_series_again(frames):
     places = list(series(frames))
-    assert [(p.name, p.values.shape) for p in places] == [
+    assert [(p.name, p.smooth.shape) for p in places] == [
         ("l2a_0.zarr", (2, 12, 128, 128)),
         ("l2a_1.zarr", (1, 12, 128, 128)),
     ]
-    np.testing.assert_array_equal(places[0].values[1], frames[1].values)
+    np.testing.assert_array_equal(places[0].smooth[1], frames[1].smooth)
 
 
-def test_series_without_two_dates_are_refused(frames, tiny_image):
+def test_series_without_two_dates_are_refused(frames):
     with pytest.raises(ValueError, match="two dates"):
-        Pool(list(series(frames))[1:], tiny_image[1].transforms)
+        SeriesCrops(list(series(frames))[1:], np.random.default_rng(0), dates=3)
+
+
+def test_series_are_cut_to_what_is_asked(frames):
+    crops = SeriesCrops(list(series(frames)), np.random.default_rng(0), dates=3)
+    assert {crops.draw(64, exactly=True).shape for _ in range(6)} == {(3, 12, 64, 64)}
+    assert {len(crops.draw(64)) for _ in range(20)} == {2, 3}  # real, or one date relit
+    with pytest.raises(ValueError, match="no series is 256 x 256"):
+        crops.draw(256, exactly=True)
 
 
 def test_the_bits_of_integers_are_those_of_their_law():
@@ -179,52 +219,168 @@ def test_the_bits_of_integers_are_those_of_their_law():
     np.testing.assert_allclose(integer_bits(-values, -mean, log_scale), bits, rtol=1e-4)
 
 
-def test_tt_trains_stops_and_goes_on(frames, tiny_image, tmp_path):
+def test_tt_starts_as_elic(frames, tmp_path):
+    """Told nothing, before any step: the same bits."""
+    elic = tiny.build("elic")
+    assert isinstance(elic, CompactElic)
+    trainer = TemporalTrainer(tt_recipe(), elic, list(series(frames)), [], tmp_path)
+    tt = trainer.average.eval()
+    rate = torch.tensor([0.3, 1.7])
+    y = 3 * torch.randn(2, tiny.CONFIG.latents, 4, 6)
+    with torch.inference_mode():
+        alone = elic.estimate(y, rate)
+        found = tt.estimate(y, rate, told=tt.told([], (2, 4, 6), rate))
+    torch.testing.assert_close(found["bits"], alone["bits"])
+    torch.testing.assert_close(found["y_hat"], alone["y_hat"])
+
+
+def test_tt_trains_stops_and_goes_on(frames, tmp_path):
     places = list(series(frames))
 
     def trainer() -> TemporalTrainer:
-        return TemporalTrainer(tt_recipe(), tiny_image[1], places, places[:1], tmp_path)
+        return TemporalTrainer(tt_recipe(), tiny.build("elic"), places, places[:1], tmp_path)
 
     first = trainer()
-    before = {n: p.clone() for n, p in first.prior.named_parameters()}
+    before = {n: p.clone() for n, p in first.module.named_parameters()}
     assert all(math.isfinite(first.one_step()) for _ in range(3))
-    moved = [n for n, p in first.prior.named_parameters() if not torch.equal(p, before[n])]
-    assert {"newer", "older", "log_scale", "spread.0", "head.0.3.weight"} <= set(moved)
+    moved = {n for n, p in first.module.named_parameters() if not torch.equal(p, before[n])}
+    assert {"newer", "older", "embed.weight", "groups.0.anchors.weight"} <= moved
+    assert not any(name.startswith("transforms.") for name in moved)
     first.save()
     second = trainer()
     assert second.step == 3
-    for a, b in zip(first.prior.parameters(), second.prior.parameters(), strict=True):
+    for a, b in zip(first.module.parameters(), second.module.parameters(), strict=True):
         assert torch.equal(a, b)
     second.run(minutes=5)
     assert second.step == 6
     (row,) = json.loads((tmp_path / "history.json").read_text())
-    assert len(row["tt"]) == 2
-    assert all(0 < a <= b for a, b in zip(row["tt"], row["elic"]))
+    assert len(row["tt"]) == len(row["alone"]) == 2
+    assert all(value > 0 for value in (*row["tt"], *row["alone"]))
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_what_tt_exports_codes_a_series(frames, tiny_image, tmp_path, monkeypatch):
+def test_what_tt_exports_codes_a_series(frames, tmp_path, monkeypatch):
     places = list(series(frames))
-    TemporalTrainer(tt_recipe(steps=1), tiny_image[1], places, [], tmp_path).run()
-    folder, elic = tiny_image
-    prior = averaged_tt(tmp_path, tiny.TT_CONFIG)
-    entry = export_tt(prior, tiny.TT_CONFIG, elic, places, folder, batches=2)
-    assert json.loads((folder / "manifest.json").read_text())["S2L2A"]["tt"] == entry
-    paths = tuple(folder / name for name in entry["files"])
-    network = weights.read("tt", paths, expect=entry["sha256"])
-    assert network.margin.absolute < 1e-3
-    assert network.centroids.shape == (len(network.tables), 5)
-    assert np.abs(network.centroids).max() < 0.75
-    chunk = scene(3, 12, 40, 70)
-    merged = tmp_path / "tt.safetensors"
-    merged.write_bytes(paths[-1].read_bytes())
-    with pytest.raises(tec.WeightsError, match="not a checkpoint"):  # the images' part is missing
-        weights.read("tt", (merged,))
+    run, folder = tmp_path / "run", tmp_path / "weights"
+    folder.mkdir()
+    TemporalTrainer(tt_recipe(steps=1), tiny.build("elic"), places, [], run).run()
+    tt = averaged(run, CompactTT(tiny.TT_CONFIG))
+    entry = export_tt(tt, frames, folder, batches=2)
+    assert set(entry) == {"tt", "flex"}
+    assert entry["tt"]["files"] == entry["flex"]["files"]
+    assert entry["tt"]["sha256"] == entry["flex"]["sha256"]
+    assert json.loads((folder / "manifest.json").read_text()) == {"S2L2A": entry}
+    paths = tuple(folder / name for name in entry["tt"]["files"])
+    network = weights.read("tt", paths, expect=entry["tt"]["sha256"])
+    assert all(0 < margin.absolute < 1e-2 for margin in network.margins)
+    with pytest.raises(tec.WeightsError, match="not a checkpoint"):  # the transforms are missing
+        weights.read("tt", paths[-1:])
     monkeypatch.setattr(weights, "FOLDER", folder)
-    monkeypatch.setattr(weights, "manifest", lambda: {"S2L2A": {"tt": entry}})
-    back = tec.decode(tec.encode(chunk, tec.CodecConfig(model="tt", bands=BANDS)))
-    assert back.shape == chunk.shape
+    monkeypatch.setattr(weights, "manifest", lambda: {"S2L2A": entry})
+    chunk = scene(3, 12, 40, 70)
+    for model in ("tt", "flex"):
+        back = tec.decode(tec.encode(chunk, tec.CodecConfig(model=model, bands=BANDS)))
+        assert back.shape == chunk.shape
 
 
-def test_no_tt_state_is_an_error(tmp_path):
-    with pytest.raises(tec.WeightsError, match="fit-tt"):
-        averaged_tt(tmp_path, tiny.TT_CONFIG)
+def test_qualities_ask_for_more_and_more(frames):
+    tt = tiny.build("tt")
+    assert isinstance(tt, CompactTT)
+    qualities = choose_qualities(tt, frames)
+    assert len(qualities) == 17
+    assert qualities[0][1] == 0
+    lambdas, channels = zip(*qualities[1:])
+    assert list(lambdas) == sorted(lambdas)
+    assert 1 <= min(channels) <= max(channels) <= tiny.CONFIG.latents
+
+
+def test_another_sensor_treats_the_same_bands_alike(tmp_path):
+    """L1C's transforms, before training: bands of both sensors as L2A's do, B10 by itself."""
+    sizes = {**tiny.CONFIG.__dict__, "latents": 40, "groups": (8, 32)}
+    ours, theirs = CompactConfig(**sizes), CompactConfig(**{**sizes, "bands": 13})
+    source, target = Transforms(ours), Transforms(theirs)
+    with torch.no_grad():
+        for p in source.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+        source.klt.weight[-16:] = 0  # what B10 takes the place of
+        source.klt.bias[-16:] = 0
+        source.analysis[-1].weight[-16:] = 0
+        source.analysis[-1].bias[-16:] = 0
+        source.expand.weight[:, -16:] = 0
+    extend(source, target, ("S2L2A", "S2L1C"))
+    l2a, l1c = SENSORS["S2L2A"], SENSORS["S2L1C"]
+    dn = 1500 + 300 * torch.randn(1, 13, 32, 32)
+    both = [l1c.bands.index(b) for b in l2a.bands]
+    rate = torch.tensor([1.0])
+
+    def standardised(values, sensor):
+        mean, std = (torch.tensor(v)[:, None, None] for v in (sensor.mean, sensor.std))
+        return (values - mean) / std
+
+    with torch.inference_mode():
+        y = source.encode(standardised(dn[:, both], l2a), rate)
+        found = target.encode(standardised(dn, l1c), rate)
+        torch.testing.assert_close(found[:, :24], y[:, :24], rtol=1e-3, atol=1e-3)
+        found[:, -16:] = 0
+        y[:, -16:] = 0
+        std = torch.tensor(l1c.std)[both][:, None, None] / torch.tensor(l2a.std)[:, None, None]
+        mean = (torch.tensor(l1c.mean)[both] - torch.tensor(l2a.mean)) / torch.tensor(l2a.std)
+        back = target.decode(found, rate)[:, both] * std + mean[:, None, None]
+        torch.testing.assert_close(back, source.decode(y, rate), rtol=1e-3, atol=1e-3)
+
+
+def test_tt_of_another_sensor_codes_b10(tmp_path):
+    sizes = {**tiny.CONFIG.__dict__, "latents": 40, "groups": (8, 32)}
+    image = CompactConfig(**sizes)
+    source = CompactTT(tiny.TT_CONFIG.__class__(image, width=8, depth=1, side=4))
+    target = CompactTT(source.sizes.__class__(CompactConfig(**{**sizes, "bands": 13}), 8, 1, 4))
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((13, 128, 128)).cumsum(2).astype(np.float32) / 8
+    frames = [Frame("a", values, values)]
+    extend_tt(source, target, frames, "S2L1C")
+    x = torch.from_numpy(values[None, :, :64, :64])
+    y = target.analysis(x, 60.0)
+    assert y.shape == (1, 40, 4, 4)
+    assert y[:, -16:].abs().mean() > 0.1
+    assert (target.groups[-1].anchors.weight[16:32] == 0).all()
+
+
+# ------------------------------------------------------------------------------ published sizes
+
+SIZES = {
+    "fp": (("N", 8), ("M", 12)),
+    "elic": (
+        *(("N", 8), ("M", 48), ("groups", (4, 4, 8, 16, 16))),
+        *(("context", (8, 8)), ("hidden", 8)),
+    ),
+    "tt": (
+        *(("channels", (12, 12, 12, 64)), ("width", 48), ("heads", 1)),
+        *(("expansion", 1), ("layers", (1, 1, 1))),
+    ),
+}
+
+
+@pytest.mark.parametrize("model", ["fp", "elic", "tt", "flex"])
+def test_training_of_the_published_networks_makes_checkpoints(frames, tmp_path, model):
+    temporal = model in ("tt", "flex")
+    data = list(series(frames)) if temporal else frames
+    assert not temporal or isinstance(data[0], Series)
+    recipe = PublishedRecipe(
+        model=model,
+        steps=3,
+        batch=2,
+        size=64,
+        dates=2,
+        warm_up=1,
+        sizes=SIZES["tt" if temporal else model],
+    )
+    trainer = PublishedTrainer(recipe, data, data[:1], tmp_path)
+    before = {n: p.clone() for n, p in trainer.module.named_parameters()}
+    trainer.run()
+    assert trainer.step == 3
+    still = [n for n, p in trainer.module.named_parameters() if torch.equal(p, before[n])]
+    assert len(still) < 0.2 * len(before), still
+    path = str(tmp_path / "checkpoint.pt")
+    config = tec.CodecConfig(model=model, weights=path, bands=BANDS)
+    chunk = scene(2, 12, 64, 64)
+    assert tec.decode(tec.encode(chunk, config), weights=path).shape == chunk.shape

@@ -172,7 +172,7 @@ def test_stores_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_wrong_input_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="weights='terracodec'"):
-        cube().tec.to_zarr(tmp_path / "a.zarr", model="flex")
+        cube().tec.to_zarr(tmp_path / "a.zarr", model="flex", sensor="S2L1C")
     with pytest.raises(ValueError, match="chunks"):
         cube().tec.to_zarr(tmp_path / "a.zarr", model="elic", chunks={"band": 1})
     assert not list(tmp_path.iterdir())

@@ -9,89 +9,90 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save
-from tec.entropy.integers import integer_tables
 from tec.entropy.portable import Margin
 from tec.entropy.tables import scale_tables
 from tec.models import tt
-from tec.models.compact import CompactConfig, CompactElic, CompactFactorized
+from tec.models.compact import BLOCK, CompactConfig, CompactElic, CompactFactorized
 from tec.models.compact_tt import CompactTT, CompactTTConfig
-from tec.training.export_tt import logistic
 
 CONFIG = CompactConfig(
     latents=8,
     widths=(4, 4, 4),
-    groups=(4, 4),
-    hyper=4,
-    side=8,
+    depths=(1, 1, 1),
+    groups=(2, 6),
     hidden=8,
-    hyper_widths=(8, 8, 8, 8),
     rates=(0.4, 20.0, 700.0),
-    scales=(40, 0.05, 200.0, 0.0625),
+    scales=(24, 0.05, 60.0, 0.0625),
 )
-
-
-TT_CONFIG = CompactTTConfig(
-    image=CONFIG, groups=(1, 2, 2, 3), width=16, heads=2, layers=(1, 1, 2), local=8
-)
+#: λ and channels of each quality of "flex": more of both.
+QUALITIES = tuple((round(0.4 * 1750 ** (k / 16), 3), (k + 1) // 2) for k in range(17))
+TT_CONFIG = CompactTTConfig(image=CONFIG, width=8, depth=1, side=4, qualities=QUALITIES)
 PUBLISHED = tt.TTConfig(channels=(4, 4, 4, 64), width=48, heads=1, expansion=1, layers=(1, 1, 2))
 
 
 def write(path: Path, model: str = "elic", seed: int = 0) -> Path:
-    """A checkpoint of ``model`` at ``path``: .safetensors for a compact one, .pt for a published
-    "tt" or "flex"."""
+    """A checkpoint of ``model`` at ``path``: .safetensors for a compact one ("flex" is written as
+    the "tt" that it is), .pt for a published "tt" or "flex"."""
     torch.manual_seed(seed)
     if path.suffix == ".pt":
         return _published(path, model)
-    if model == "tt":
-        network = CompactTT(TT_CONFIG)
-        _randomise(network.intra)
-        with torch.no_grad():
-            for name, parameter in network.prior.named_parameters():
-                if name == "newer":
-                    parameter.add_(0.4)
-                elif name == "log_scale":
-                    parameter.add_(0.3 * torch.randn_like(parameter) - 1)
-                elif parameter.dim() > 1 and "norm" not in name:
-                    parameter.add_(0.1 * torch.randn_like(parameter))
-        grid = network.grid
-        tables = integer_tables(grid, [logistic(s) for s in grid.scales])
-        tensors = {f"prior.{k}": v for k, v in network.prior.state_dict().items()}
-        tensors |= {k: v for k, v in network.intra.state_dict().items()}
-        tensors |= _tensors("tt_tables.", tables)
-        tensors |= _tensors("tables.", scale_tables("logistic", CONFIG.grid.scales))
-        tensors["centroids"] = 0.1 * torch.randn(len(tables), 5)
-        config = json.dumps(asdict(TT_CONFIG))
-    else:
-        network = {"elic": CompactElic, "fp": CompactFactorized}[model](CONFIG)
-        _randomise(network)
-        tensors = dict(network.state_dict())
-        tensors |= _tensors("tables.", scale_tables("logistic", CONFIG.grid.scales))
-        config = json.dumps(asdict(CONFIG))
-    margin = Margin(2.0**-14, 2.0**-14)
-    written = json.dumps([margin.absolute, margin.relative])
-    metadata = {"model": model, "config": config, "margin": written, "intra_margin": written}
-    if model != "tt":
-        del metadata["intra_margin"]
-    path.write_bytes(save({k: v.contiguous() for k, v in tensors.items()}, metadata=metadata))
+    network = build(model, seed)
+    config = TT_CONFIG if isinstance(network, CompactTT) else CONFIG
+    tensors = {k: v.half().contiguous() for k, v in network.state_dict().items()}
+    for name, values in scale_tables("logistic", CONFIG.grid.scales).to_arrays().items():
+        tensors["tables." + name] = torch.from_numpy(values)
+    metadata = {
+        "model": "tt" if model == "flex" else model,
+        "config": json.dumps(asdict(config)),
+        "margins": json.dumps([[2.0**-14, 2.0**-14]] * len(CONFIG.rates)),
+    }
+    path.write_bytes(save(tensors, metadata=metadata))
     return path
 
 
-def _tensors(prefix: str, tables) -> dict[str, torch.Tensor]:
-    return {prefix + k: torch.from_numpy(v) for k, v in tables.to_arrays().items()}
+def build(
+    model: str,
+    seed: int = 0,
+    config: CompactConfig = CONFIG,
+    tt_config: CompactTTConfig = TT_CONFIG,
+) -> CompactElic | CompactFactorized | CompactTT:
+    """The network of `write`, in float32, in evaluation mode, with tables and margin."""
+    torch.manual_seed(seed)
+    network: CompactElic | CompactFactorized | CompactTT
+    if model in ("tt", "flex"):
+        network = CompactTT(tt_config)
+        network.repacked = model == "flex"
+    else:
+        network = {"elic": CompactElic, "fp": CompactFactorized}[model](config)
+    _randomise(network)
+    network.tables = scale_tables("logistic", network.grid.scales)
+    network.margins = (Margin(2.0**-14, 2.0**-14),) * len(config.rates)
+    return network.eval().requires_grad_(False)
 
 
 @torch.no_grad()
-def _randomise(network: torch.nn.Module) -> None:
-    for name, parameter in network.named_parameters():
-        if name.endswith(("klt.weight", "inverse.weight")):
-            # Means of the bands over 16 x 16 pixels and two gradients, so that pictures survive.
-            parameter.copy_(0.02 * torch.randn_like(parameter))
-            for k in range(min(4, CONFIG.latents)):
-                parameter[k, 3 * k : 3 * k + 3] += 0.036
-        elif "log_step" in name or "log_gain" in name:
-            parameter.copy_(torch.linspace(0.5, -3.0, len(parameter))[:, None].expand_as(parameter))
-        elif parameter.dim() > 1:
-            parameter.add_(0.1 * torch.randn_like(parameter))
+def _randomise(network: CompactElic | CompactFactorized | CompactTT) -> None:
+    for parameter in network.parameters():
+        # Much more than at the start of training: means differ by whole steps, scales by factors.
+        parameter.add_((0.3 if parameter.dim() > 1 else 0.1) * torch.randn_like(parameter))
+    transforms, latents = network.transforms, network.config.latents
+    # Orthogonal: means of three bands each, so that pictures survive, and random patterns.
+    patterns = 0.02 * torch.randn(latents, network.bands, BLOCK, BLOCK)
+    for k in range(min(4, latents)):
+        patterns[k] *= 0.01
+        patterns[k, 3 * k : 3 * k + 3] += 1
+    basis, signs = torch.linalg.qr(patterns.flatten(1).T)
+    transforms.klt.weight.copy_((basis * signs.diagonal().sign()).T.reshape(patterns.shape))
+    for part in (transforms.analysis, transforms.expand, transforms.synthesis):
+        for parameter in part.parameters():
+            parameter.mul_(0.3)
+    transforms.synthesis[-2].weight.mul_(0.3)
+    rates = len(network.config.rates)
+    step = torch.linspace(0.7, -1.5, rates)[:, None].repeat(1, latents)
+    transforms.log_step.copy_(step)
+    transforms.log_gain.copy_(step + 0.01 * torch.randn(rates, latents))
+    scale = torch.linspace(1.5, 0.0, latents)
+    network.log_scale.copy_(scale - step if isinstance(network, CompactFactorized) else scale)
 
 
 @torch.no_grad()

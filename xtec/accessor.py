@@ -20,7 +20,9 @@ class _Accessor:
         self,
         *,
         model: str = "tt",
-        compression: float | str = 20,
+        compression: float | str | None = None,
+        psnr: float | None = None,
+        ratio: float | None = None,
         quality: int | Sequence[int] | None = None,
         forecast: str = "mean",
         weights: str | os.PathLike[str] = "builtin",
@@ -33,11 +35,14 @@ class _Accessor:
         shards: Mapping[Any, int] | None = None,
         zarr_format: int = 3,
     ) -> Any:
-        """Configure the codec, lazily; see :func:`xtec.compress`."""
+        """Configure the codec, lazily; ``compression`` is 20 by default: see
+        :func:`xtec.compress`."""
         return compress(
             self._obj,
             model=model,
             compression=compression,
+            psnr=psnr,
+            ratio=ratio,
             quality=quality,
             forecast=forecast,
             weights=weights,

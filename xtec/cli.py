@@ -92,8 +92,19 @@ def compress(
     ],
     model: Annotated[str, typer.Option(help="tt, elic, fp or flex.")] = "tt",
     compression: Annotated[
-        float, typer.Option(help="Low means smaller, high means better: about 0.4 to 700.")
-    ] = 20.0,
+        float | None,
+        typer.Option(
+            help="Low means smaller, high means better: about 0.4 to 700.", show_default="20"
+        ),
+    ] = None,
+    psnr: Annotated[
+        float | None,
+        typer.Option(help="In place of compression: dB to reach (peak 10000 DN), such as 45."),
+    ] = None,
+    ratio: Annotated[
+        float | None,
+        typer.Option(help="In place of compression: how many times smaller, such as 30."),
+    ] = None,
     quality: Annotated[
         str | None,
         typer.Option(help="Of flex: 0 to 16, or one a date such as 16,4 (the last one goes on)."),
@@ -154,6 +165,8 @@ def compress(
         overwrite=overwrite,
         model=model,
         compression=compression,
+        psnr=psnr,
+        ratio=ratio,
         quality=_quality(quality),
         forecast=forecast,
         weights=weights,
@@ -199,6 +212,7 @@ def info(
     from .report import describe
 
     found = describe(store)
+    _add_targets(found)
     for variable in found["variables"]:
         for remark in variable["warnings"]:
             warnings.warn(f"{variable['name']}: {remark}", UserWarning, stacklevel=1)
@@ -270,6 +284,7 @@ def _show(rows: list[tuple[str, str]]) -> None:
 
 
 def _info_rows(variable: dict[str, Any]) -> list[tuple[str, str]]:
+    from .ratecontrol import target_text
     from .writing import human, model_text
 
     size = f"{human(variable['bytes_in'])} -> {human(variable['bytes_out'])}"
@@ -298,7 +313,28 @@ def _info_rows(variable: dict[str, Any]) -> list[tuple[str, str]]:
         ("size", f"{size} ({variable['ratio']:.1f} times smaller)"),
         ("bits per pixel per band", f"{variable['bpppb']:.4f}"),
     ]
+    if variable["target"] is not None:
+        rows.insert(2, ("target", target_text(variable["target"])))
     return rows
+
+
+def _add_targets(found: dict[str, Any]) -> None:
+    """What rate control was asked for and found, to each variable that `describe` has found."""
+    import zarr
+    from zarr.storage import ZipStore
+
+    from .ratecontrol import target_of
+    from .writing import quiet
+
+    store = found["store"]
+    with quiet():
+        group = zarr.open_group(
+            ZipStore(store, mode="r") if store.endswith(".zip") else store,
+            mode="r",
+            use_consolidated=False,
+        )
+        for variable in found["variables"]:
+            variable["target"] = target_of(dict(group[variable["name"]].attrs))
 
 
 def _short(value: Any) -> str:

@@ -16,16 +16,22 @@ from .attributes import ATTRIBUTE, CF_ENCODING, storable
 from .bandvars import in_order
 from .grid import DEFAULT_CHUNKS, align, chunk_shape, shard_shape, sizes_of
 from .layout import Cube, find_cube
+from .ratecontrol import goal_of, reach
 from .stored import Stored, stored_form
 
 T = TypeVar("T", xr.Dataset, xr.DataArray)
+
+#: ``compression`` where neither it nor a target is given.
+DEFAULT = 20.0
 
 
 def compress(
     obj: T,
     *,
     model: str = "tt",
-    compression: float | str = 20,
+    compression: float | str | None = None,
+    psnr: float | None = None,
+    ratio: float | None = None,
     quality: int | Sequence[int] | None = None,
     forecast: str = "mean",
     weights: str | os.PathLike[str] = "builtin",
@@ -40,6 +46,8 @@ def compress(
 ) -> T:
     """Configure the codec for ``obj``, lazily: what comes back is ready for xarray's ``to_zarr``.
 
+    No pixel is computed here, but for those of some chunks where ``psnr`` or ``ratio`` is given.
+
     Parameters
     ----------
     obj : Dataset or DataArray
@@ -51,9 +59,17 @@ def compress(
         The codec: "tt" predicts each date of a chunk from the ones before, "elic" and the faster
         "fp" take each date on its own, "flex" has one checkpoint for all qualities. Chunks of one
         date are coded by "elic" where the model is "tt".
-    compression : float or str
+    compression : float or str, default 20
         λ: low means smaller files, high means better pixels. About 0.4 to 700; "lambda-20" is 20.
         Means nothing to the published "flex".
+    psnr, ratio : float, optional
+        In place of ``compression``: what the whole variable shall come to, in dB (peak 10000 DN,
+        all bands, valid pixels together) or as bytes before over bytes after. λ is found by
+        coding chunks on the spot: all of them where there are up to 16, else a sample that grows
+        with their differences (to at most 256 chunks or 1 GiB). What is found is within 0.3 dB or
+        5 %, and stands in the attribute; what cannot be met is a warning. Published weights take
+        the nearest λ there is, "flex" the lowest quality that reaches ``psnr``, or the highest
+        that keeps ``ratio``.
     quality : int or sequence of int, optional
         Only of model "flex": 0 (forecast from earlier dates) to 16 (the default), for all dates of
         a chunk or one a date. The last one holds for the dates that follow: [16, 4].
@@ -87,7 +103,8 @@ def compress(
     -------
     Dataset or DataArray
         Same kind as ``obj``, Dask-backed. One attribute, ``xtec``, is added to the compressed
-        variable: a JSON text with package version, model, compression and sha256 of the weights.
+        variable: a JSON text with package version, model, compression and sha256 of the weights,
+        and the target with what was found for it where there was one.
 
     Raises
     ------
@@ -106,12 +123,13 @@ def compress(
     """
     if zarr_format not in (2, 3):
         raise ValueError(f"zarr_format must be 3 or 2, got {zarr_format!r}")
+    goal = goal_of(psnr=psnr, ratio=ratio, compression=compression, quality=quality)
     blocks = {**DEFAULT_CHUNKS, **sizes_of(chunks, "chunks"), **sizes_of(shards, "shards")}
     cube = find_cube(obj, bands=bands, sensor=sensor, blocks=blocks)
     stored = stored_form(cube.data, offset=offset, scale=scale, nodata=nodata)
     config = CodecConfig(
         model=model,
-        compression=compression,  # type: ignore[arg-type]  # the config takes names as well
+        compression=DEFAULT if compression is None else compression,  # type: ignore[arg-type]  # names too
         quality=quality,  # type: ignore[arg-type]  # and a number
         forecast=forecast,
         weights=_absolute(weights),
@@ -121,12 +139,18 @@ def compress(
         offset=stored.offset,
         scale=stored.scale,
     )
-    config = replace(config, weights_sha256=_weights_sha256(config))
+    if goal is None:
+        config = replace(config, weights_sha256=_weights_sha256(config))
     sizes = dict(zip(cube.roles, cube.data.shape, strict=True))
     names = dict(zip(cube.roles, cube.data.dims, strict=True))
     chunk = chunk_shape(sizes, names, chunks)
     shard = None if shards is None else shard_shape(sizes, names, chunk, shards, zarr_format)
-    packed = _pack(cube, config, stored, chunk, shard, zarr_format)
+    data = align(_storable(cube), shard or chunk, cube.roles)
+    packed = _pack(data, cube, config, stored, chunk, shard, zarr_format)
+    if goal is not None:
+        config, target = reach(packed, goal)
+        config = replace(config, weights_sha256=_weights_sha256(config))
+        packed = _pack(data, cube, config, stored, chunk, shard, zarr_format, target)
     if isinstance(obj, xr.DataArray):
         return _as_dataarray(packed)  # type: ignore[return-value]
     return _as_dataset(obj, cube, packed, dict(zip(cube.data.dims, shard or chunk, strict=True)))  # type: ignore[return-value]
@@ -171,25 +195,32 @@ def _weights_sha256(config: CodecConfig) -> str:
     )
 
 
+def _storable(cube: Cube) -> xr.DataArray:
+    """The variable as Zarr can hold it."""
+    data = cube.data.copy(deep=False)
+    if not data.dtype.isnative:  # NetCDF 3 is big-endian; no Zarr codec's business
+        data = data.astype(data.dtype.newbyteorder("="), keep_attrs=True).assign_attrs(data.attrs)
+        data.encoding = dict(cube.data.encoding)
+    data.attrs = storable(data.attrs, f"variable {data.name!r}")
+    return data
+
+
 def _pack(
+    data: xr.DataArray,
     cube: Cube,
     config: CodecConfig,
     stored: Stored,
     chunk: tuple[int, ...],
     shard: tuple[int, ...] | None,
     zarr_format: int,
+    target: Mapping[str, Any] | None = None,
 ) -> xr.DataArray:
-    """The variable in blocks of whole chunks, with its encoding and provenance."""
-    data = cube.data.copy(deep=False)
-    if not data.dtype.isnative:  # NetCDF 3 is big-endian; no Zarr codec's business
-        data = data.astype(data.dtype.newbyteorder("="), keep_attrs=True).assign_attrs(data.attrs)
-        data.encoding = dict(cube.data.encoding)
-    data.attrs = storable(data.attrs, f"variable {data.name!r}")
+    """The variable, in blocks of whole chunks already, with its encoding and provenance."""
+    data = data.copy(deep=False)
     old, variables = _provenance(data), cube.variables
     if variables is None and old is not None:
         variables = old.get("variables")
-    data.attrs[ATTRIBUTE] = json.dumps(provenance(config, variables))
-    data = align(data, shard or chunk, cube.roles)
+    data.attrs[ATTRIBUTE] = json.dumps(provenance(config, variables, target))
     encoding = {key: value for key, value in data.encoding.items() if key in CF_ENCODING}
     if "dtype" in encoding:
         encoding["dtype"] = stored.dtype
@@ -214,7 +245,11 @@ def _pack(
     return data
 
 
-def provenance(config: CodecConfig, variables: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def provenance(
+    config: CodecConfig,
+    variables: Mapping[str, Any] | None = None,
+    target: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """What the attribute ``xtec`` says, as JSON values."""
     from . import __version__
 
@@ -222,6 +257,7 @@ def provenance(config: CodecConfig, variables: Mapping[str, Any] | None = None) 
     return {
         "version": __version__,
         **{key: value for key, value in config.to_dict().items() if key in kept},
+        **({} if target is None else {"target": target}),
         **({} if variables is None else {"variables": variables}),
     }
 

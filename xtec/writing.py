@@ -19,6 +19,7 @@ import xarray as xr
 
 from .compression import codec_of, compress, is_packed
 from .quality import bpppb
+from .ratecontrol import target_of, target_text
 from .zarr2 import XtecCodec2
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Summary:
     bytes_out : size of the variable in the store, metadata included
     seconds : reading, compressing and writing
     quality : of the codec, where the model is "flex"
+    target : what ``psnr`` or ``ratio`` asked for and found, where one was given
     """
 
     store: str
@@ -59,6 +61,7 @@ class Summary:
     bytes_out: int
     seconds: float
     quality: tuple[int, ...] | None = None
+    target: dict[str, Any] | None = None
 
     @property
     def ratio(self) -> float:
@@ -81,6 +84,7 @@ class Summary:
             ("store", self.store),
             ("variable", self.variable),
             ("model", model_text(self.model, self.compression, self.quality)),
+            *([] if self.target is None else [("target", target_text(self.target))]),
             (
                 "size",
                 f"{human(self.bytes_in)} -> {human(self.bytes_out)} ({self.ratio:.1f} times "
@@ -298,6 +302,7 @@ def _summary(packed: xr.Dataset | xr.DataArray, store: str, size: int, seconds: 
         size,
         seconds,
         config.quality,
+        target_of(data.attrs),
     )
 
 

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Union, cast
 import numpy as np
 
 from . import samples, stream, weights
+from .coarse import Grid, find_grids
 from .config import TOKENS, CodecConfig
 from .errors import StreamError, TecError, WeightsError
+from .sensors import SENSORS
 from .weights import resolve_device
 
 if TYPE_CHECKING:
@@ -212,8 +214,11 @@ class _Job:
         self.network = network_of(self.model)
         self.padded = _padded(self.extent, self.network.stride)
         self.group = self.model
+        gsd = dict(zip(SENSORS[config.sensor].bands, SENSORS[config.sensor].gsd))
+        coarse = [gsd[band] > min(gsd.values()) for band in config.bands]
+        self.grids = find_grids(inside, self.mask, coarse=coarse, scale=config.scale)
         self.dates: dict[int, stream.Date] = {}
-        self.how: tuple[int, ...] = ()
+        self.told: tuple[int, ...] = ()
 
     def _check_unit(self, inside: np.ndarray) -> None:
         """Reflectance from 0 to 1 that is taken for DN would come back as next to nothing."""
@@ -228,10 +233,11 @@ class _Job:
         _, y, x = self.extent
         mask = None if self.mask is None else self.mask[date]
         pixels = self.chunk[date, :, :y, :x]
-        return samples.date_planes(pixels, mask, self.config, self.network.stride)
+        return samples.date_planes(pixels, mask, self.config, self.network.stride, self.grids)
 
     def packed(self) -> bytes:
         """The stream, once all dates are coded."""
+        _, rates = _rates(self.network, self.config, max(1, self.extent[0]))
         header = stream.Header(
             config=self.config,
             model=self.model,
@@ -239,8 +245,10 @@ class _Job:
             dtype=self.dtype,
             shape=self.chunk.shape,
             extent=self.extent,
-            margin=self.network.margin.to_bytes(),
-            how=self.how,
+            margin=self.network.margin_at(max(rates)).to_bytes(),
+            how=self.config.tokens(self.extent[0]) if self.model == "flex" else (),
+            told=self.told,
+            grids=tuple(0 if grid is None else grid.code for grid in self.grids),
         )
         return stream.pack(header, self.specials, [self.dates[d] for d in range(self.extent[0])])
 
@@ -260,6 +268,7 @@ class _Coded:
         t, b, y, x = header.shape
         n = t if dates is None else min(dates, t)
         self.coded_dates = min(n, len(self.dates))
+        self.grids = tuple(map(Grid.from_code, header.grids)) or (None,) * b
         nodata = header.config.nodata
         self.out = np.full((n, b, y, x), samples.fill_value(nodata, header.dtype), header.dtype)
         extent = header.extent
@@ -273,7 +282,7 @@ class _Coded:
     @property
     def group(self) -> tuple:
         h = self.header
-        return h.model, h.digest, h.config.compression, h.config.forecast, h.margin
+        return h.model, h.digest, h.config.compression, h.config.forecast, h.margin, h.how
 
     @property
     def network(self) -> Network:
@@ -307,7 +316,9 @@ class _Coded:
         _, y, x = self.header.extent
         special = (None, None) if self.mask is None else (self.mask[date], self.values[date])
         out = self.out[date, :, :y, :x]
-        samples.from_planes(plane, self.header.config, self.header.dtype, y, x, *special, out=out)
+        samples.from_planes(
+            plane, self.header.config, self.header.dtype, y, x, *special, grids=self.grids, out=out
+        )
 
 
 def _padded(extent: tuple[int, int, int], stride: int) -> tuple[int, int]:
@@ -320,23 +331,30 @@ def _encode_batch(members: list[tuple[_Job, range]]) -> None:
 
     jobs = [job for job, _ in members]
     network, config = jobs[0].network, jobs[0].config
+    sent, rates = _rates(network, config, len(members[0][1]))
     ys = []
     with coder.exactly(network):
-        for places in zip(*(dates for _, dates in members)):
-            planes = np.stack([job.planes(date) for job, date in zip(jobs, places)])
-            ys.append(network.analysis(_to_network(network, planes), config.compression))
+        for k, lmbda in enumerate(rates):
+            planes = np.stack([job.planes(dates[k]) for job, dates in members])
+            ys.append(network.analysis(_to_network(network, planes), lmbda))
         if jobs[0].model in TEMPORAL:
-            sent = config.tokens(len(ys)) or (TOKENS,) * len(ys)
-            rows, how = coder.encode_series(
-                cast("TemporalModel", network), ys, config.compression, sent, config.forecast
-            )
-            for job, ways in zip(jobs, how):
-                job.how = ways
+            series = cast("TemporalModel", network)
+            rows, told = coder.encode_series(series, ys, rates, sent, config.forecast)
+            for job, ways in zip(jobs, told):
+                job.told = ways
         else:
             image = coder.encode_images(cast("CodecModel", network), ys[0], config.compression)
             rows = [[date] for date in image.dates]
     for (job, dates), row in zip(members, rows):
         job.dates.update(zip(dates, row))
+
+
+def _rates(network: Network, config: CodecConfig, dates: int) -> tuple[list[int], list[float]]:
+    """Tokens that are sent of each date, and its λ."""
+    sent = list(config.tokens(dates) or (TOKENS,) * dates)
+    if config.model not in TEMPORAL or not hasattr(network, "history"):
+        return sent, [config.compression] * dates
+    return sent, [cast("TemporalModel", network).compression(k, config.compression) for k in sent]
 
 
 def _decode_batch(
@@ -345,10 +363,11 @@ def _decode_batch(
     """Latents and planes (n, ...), date after date, of some chunks of equal group."""
     from . import coder
 
-    first = members[0][0]
+    first, dates = members[0]
+    _, rates = _rates(first.network, first.header.config, len(dates))
     with coder.exactly(first.network):
-        for y_hat, restored in _decode_latents(members):
-            planes = first.network.synthesis(restored.float(), first.header.config.compression)
+        for (y_hat, restored), lmbda in zip(_decode_latents(members), rates, strict=True):
+            planes = first.network.synthesis(restored.float(), lmbda)
             yield y_hat, planes.cpu().numpy()
 
 
@@ -389,9 +408,10 @@ def _evaluate(members: list[tuple[_Coded, range]], precision: str) -> _Latents:
     with coder.exactly(network):
         if first.model in TEMPORAL:
             series = cast("TemporalModel", network)
-            how = [chunk.header.how for chunk, _ in members]
+            sent, rates = _rates(network, config, len(members[0][1]))
+            told = [chunk.header.told for chunk, _ in members]
             return list(
-                coder.decode_series(series, rows, how, shape, config.compression, config.forecast)
+                coder.decode_series(series, rows, told, shape, rates, sent, config.forecast)
             )
         try:
             y_hat = coder.decode_images(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -13,12 +13,13 @@ import torch
 from .entropy import portable, rans
 from .errors import StreamError, TecError
 from .models.coding import drive
-from .models.temporal import GROUP, DateOut, History
+from .models.temporal import DATES, GROUP
 from .models.tokens import TOKENS
-from .stream import INTRA, TEMPORAL, Date
+from .stream import Date
 
 if TYPE_CHECKING:
-    from .models.coding import CodecModel, TemporalModel
+    from .models.coding import CodecModel, DateOut, Past, TemporalModel
+    from .models.temporal import History
 
 T = TypeVar("T")
 
@@ -44,7 +45,7 @@ def exactly(network: torch.nn.Module | Any) -> Iterator[None]:
 def encode_images(network: CodecModel, y: torch.Tensor, compression: float) -> Coded:
     """Latents (n, latents, h, w) of n images, each coded by itself."""
     n, _, h, w = y.shape
-    writer = portable.Writer(n, network.grid, network.margin)
+    writer = portable.Writer(n, network.grid, network.margin_at(compression))
     values = {"y": y, **network.side(y, compression)}
     taken = Taken(values)
     y_hat = drive(network.steps((n, h, w), compression, writer), taken)
@@ -54,7 +55,7 @@ def encode_images(network: CodecModel, y: torch.Tensor, compression: float) -> C
 def encode_series(
     network: TemporalModel,
     ys: Sequence[torch.Tensor],
-    compression: float,
+    compression: Sequence[float],
     sent: Sequence[int],
     forecast: str,
 ) -> tuple[list[list[Date]], list[tuple[int, ...]]]:
@@ -63,65 +64,57 @@ def encode_series(
     Parameters
     ----------
     ys : for each date (n, latents, h, w)
+    compression : λ of each date
     sent : tokens of each date that are coded
     forecast : how the others are predicted
 
     Returns
     -------
-    For each series its dates, and how each was coded (`tec.stream.Header.how`).
+    For each series its dates, and how many dates before each was told of (`tec.stream.Header`).
     """
     n, _, h, w = ys[0].shape
-    if network.intra is None and all(k == TOKENS for k in sent):
-        dates = _encode_known(network, [y.round() for y in ys], compression)
-        how = [TOKENS if network.repacked else TEMPORAL] * len(ys)
-        return [list(row) for row in zip(*dates)], [tuple(how)] * n
-    history = network.history((n, h, w), compression)
+    if network.plain and all(k == TOKENS for k in sent):
+        dates = list(_encode_known(network, [y.round() for y in ys], compression[0]))
+        return [list(row) for row in zip(*dates)], [_told(len(ys))] * n
+    history = network.history((n, h, w))
     rows: list[list[Date]] = [[] for _ in range(n)]
     ways: list[list[int]] = [[] for _ in range(n)]
-    for y, tokens in zip(ys, sent):
-        way = tokens if network.repacked else TEMPORAL
-        tried: list[tuple[int, Coded, list[float]]] = []
-        if network.intra is None:
-            coded, _ = _encode_date(network, history, y.round(), tokens, forecast)
-            tried.append((way, coded, [0.0] * n))
-        else:
-            image = encode_images(network.intra, y, compression)
-            tried.append((INTRA, image, _cost(network, image, y, image.y_hat, compression)))
-            if len(history):
-                coded, out = _encode_date(network, history, y.round(), tokens, forecast)
-                cost = _cost(network, coded, y, network.restored(out), compression)
-                tried.append((way, coded, cost))
-        best = [tried[int(np.argmin([cost[i] for *_, cost in tried]))] for i in range(n)]
-        history.push(torch.stack([coded.y_hat[i] for i, (_, coded, _) in enumerate(best)]))
-        for i, (chosen, coded, _) in enumerate(best):
+    for y, lmbda, tokens in zip(ys, compression, sent, strict=True):
+        values = y.round() if network.plain else y
+        tried = [(len(history), _encode_date(network, history, values, lmbda, tokens, forecast))]
+        if len(history) and not network.plain and tokens == TOKENS:
+            # Where the dates before say nothing, less is more.
+            alone = network.history((n, h, w))
+            tried.append((0, _encode_date(network, alone, values, lmbda, tokens, forecast)))
+        best = [min(tried, key=lambda way: way[1].dates[i].nbytes) for i in range(n)]
+        y_hat = torch.stack([coded.y_hat[i] for i, (_, coded) in enumerate(best)])
+        history.push(network.remembered(y_hat, lmbda))
+        for i, (told, coded) in enumerate(best):
             rows[i].append(coded.dates[i])
-            ways[i].append(chosen)
-    return rows, [tuple(w) for w in ways]
+            ways[i].append(told)
+    return rows, [tuple(way) for way in ways]
+
+
+def _told(dates: int) -> tuple[int, ...]:
+    """Of so many dates in order, where each is told of all that can be."""
+    return tuple(min(t, DATES) for t in range(dates))
 
 
 def _encode_date(
-    network: TemporalModel, history: History, whole: torch.Tensor, sent: int, forecast: str
-) -> tuple[Coded, DateOut]:
-    writer = portable.Writer(len(whole), network.grid, network.margin)
-    taken = Taken({"y": whole})
-    steps = network.date(history, writer, known=whole, sent=sent, forecast=forecast)
-    out = drive(steps, taken)
-    return Coded(taken.dates(writer, out.y_hat, network), out.y_hat), out
-
-
-def _cost(
     network: TemporalModel,
-    coded: Coded,
-    y: torch.Tensor,
-    restored: torch.Tensor,
+    history: Past,
+    values: torch.Tensor,
     compression: float,
-) -> list[float]:
-    """Bits of n dates, and what their distortion is worth in bits."""
-    loss = network.distortion(y, restored, compression).tolist()
-    return [
-        8 * (len(date.decisions) + len(date.payload)) + worth
-        for date, worth in zip(coded.dates, loss)
-    ]
+    sent: int,
+    forecast: str,
+) -> Coded:
+    writer = portable.Writer(len(values), network.grid, network.margin_at(compression))
+    taken = Taken({"y": values})
+    steps = network.date(
+        history, writer, compression=compression, known=values, sent=sent, forecast=forecast
+    )
+    y_hat = drive(steps, taken).y_hat
+    return Coded(taken.dates(writer, y_hat, network), y_hat)
 
 
 def _encode_known(
@@ -129,14 +122,14 @@ def _encode_known(
 ) -> Iterator[list[Date]]:
     """All dates of n series, whose contexts are known: several go through together."""
     n, _, h, w = ys[0].shape
-    first = network.history((n, h, w), compression)
-    yield _encode_date(network, first, ys[0], TOKENS, "mean")[0].dates
+    first = cast("History", network.history((n, h, w)))
+    yield _encode_date(network, first, ys[0], compression, TOKENS, "mean").dates
     together = max(1, GROUP // (n * min(first.blocks, GROUP)))
     for start in range(1, len(ys), together):
         now = range(start, min(start + together, len(ys)))
         history = first.before(ys, now)
         whole = torch.cat([ys[t] for t in now])
-        coded, _ = _encode_date(network, history, whole, TOKENS, "mean")
+        coded = _encode_date(network, history, whole, compression, TOKENS, "mean")
         for i in range(len(now)):
             yield coded.dates[i * n : (i + 1) * n]
 
@@ -190,43 +183,44 @@ def decode_images(
 def decode_series(
     network: TemporalModel,
     rows: Sequence[Sequence[Date]],
-    how: Sequence[Sequence[int]],
+    told: Sequence[Sequence[int]],
     shape: tuple[int, int],
-    compression: float,
+    compression: Sequence[float],
+    sent: Sequence[int],
     forecast: str,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Mirror of `encode_series`: for each date latents and what the synthesis gets, (n, ...)."""
-    history = network.history((len(rows), *shape), compression)
-    for t in range(len(rows[0])):
-        y_hat: list[Any] = [None] * len(rows)
-        restored: list[Any] = [None] * len(rows)
-        for way in sorted({ways[t] for ways in how}):
-            chosen = [i for i, ways in enumerate(how) if ways[t] == way]
-            dates = [rows[i][t] for i in chosen]
+    history = network.history((len(rows), *shape))
+    for t, (lmbda, tokens) in enumerate(zip(compression, sent, strict=True)):
+        found: list[Any] = [None] * len(rows)
+        for way in sorted({ways[t] for ways in told}):
+            chosen = [i for i, ways in enumerate(told) if ways[t] == way]
+            past = network.history((len(chosen), *shape))
+            if way == len(history):
+                past = history.select(chosen)
+            elif way:
+                raise StreamError(f"date {t} was told of {way} dates, there are {len(history)}")
+
+            def run(
+                reader: portable.Reader,
+                symbols_of: Callable,
+                past: Past = past,
+                lmbda: float = lmbda,
+                sent: int = tokens,
+            ) -> DateOut:
+                steps = network.date(past, reader, compression=lmbda, sent=sent, forecast=forecast)
+                return drive(steps, symbols_of)
+
             try:
-                if network.intra is not None and way == INTRA:
-                    found = decode_images(network.intra, dates, shape, compression)
-                    parts = found, found
-                else:
-                    sent = way if network.repacked else TOKENS
-                    out = _decode_date(network, history.select(chosen), dates, sent, forecast)
-                    parts = out.y_hat, network.restored(out)
+                dates = [rows[i][t] for i in chosen]
+                out = _decode(network, dates, run, lambda out: out.y_hat)
             except StreamError as error:
                 raise StreamError(f"date {t}: {error}") from error
-            for k, i in enumerate(chosen):
-                y_hat[i], restored[i] = parts[0][k], parts[1][k]
-        latents = torch.stack(y_hat)
-        history.push(latents)
-        yield latents, torch.stack(restored)
-
-
-def _decode_date(
-    network: TemporalModel, history: History, dates: Sequence[Date], sent: int, forecast: str
-):
-    def run(reader: portable.Reader, symbols_of: Callable):
-        return drive(network.date(history, reader, sent=sent, forecast=forecast), symbols_of)
-
-    return _decode(network, dates, run, lambda out: out.y_hat)
+            for i, *parts in zip(chosen, out.y_hat, network.restored(out)):
+                found[i] = parts
+        y_hat, restored = (torch.stack(part) for part in zip(*found))
+        history.push(network.remembered(y_hat, lmbda))
+        yield y_hat, restored
 
 
 def _decode(

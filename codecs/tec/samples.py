@@ -8,13 +8,14 @@ something cheap to code on the way in, put back on the way out, and never produc
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
+from .coarse import Grid, interpolated, restored
 from .config import CodecConfig
 from .errors import TecError
 from .sensors import SENSORS
@@ -88,6 +89,7 @@ def iter_planes(
     config: CodecConfig,
     stride: int,
     *,
+    grids: Sequence[Grid | None] = (),
     repeat_dates: bool = False,
 ) -> Iterator[np.ndarray]:
     """One date after the other as the networks see it; see :func:`date_planes`.
@@ -104,11 +106,15 @@ def iter_planes(
     for i in range(len(chunk)):
         shown = min(there, key=lambda j: abs(j - i), default=i) if repeat_dates else i
         holes = None if mask is None else mask[shown]
-        yield date_planes(chunk[shown], holes, config, stride)
+        yield date_planes(chunk[shown], holes, config, stride, grids)
 
 
 def date_planes(
-    date: np.ndarray, mask: np.ndarray | None, config: CodecConfig, stride: int
+    date: np.ndarray,
+    mask: np.ndarray | None,
+    config: CodecConfig,
+    stride: int,
+    grids: Sequence[Grid | None] = (),
 ) -> np.ndarray:
     """One date as the networks see it.
 
@@ -116,6 +122,8 @@ def date_planes(
     ----------
     date : (band, y, x), stored units, any byte order and memory layout
     mask : (band, y, x) bool, True where a pixel is special, or None
+    grids : of each band, where its pixels are repeated (`tec.coarse.find_grids`): they are shown
+        interpolated
 
     Returns
     -------
@@ -146,7 +154,8 @@ def date_planes(
         holes = None if mask is None else mask[source]
         if holes is None or not holes.all():
             present.append(name)
-            _standardise(date[source], holes, config, name, image[sensor.bands.index(name)])
+            grid = grids[source] if grids else None
+            _standardise(date[source], holes, grid, config, name, image[sensor.bands.index(name)])
     if not present:
         planes[:] = 0
         return planes
@@ -160,14 +169,21 @@ def date_planes(
 
 
 def _standardise(
-    plane: np.ndarray, holes: np.ndarray | None, config: CodecConfig, name: str, out: np.ndarray
+    plane: np.ndarray,
+    holes: np.ndarray | None,
+    grid: Grid | None,
+    config: CodecConfig,
+    name: str,
+    out: np.ndarray,
 ) -> None:
     """One band (y, x) to its standardised DN, holes filled."""
     mean, std = _statistics(config, name)
     with np.errstate(over="ignore", invalid="ignore"):  # in the holes anything may stand
         np.multiply(plane, np.float32(1 / (config.scale * std)), out=out)
         out -= np.float32((mean + config.offset) / std)
-    if holes is not None and holes.any():
+    if grid is not None:
+        interpolated(out, holes, grid)
+    elif holes is not None and holes.any():
         from .holes import fill_holes
 
         fill_holes(out, holes)
@@ -190,6 +206,7 @@ def from_planes(
     mask: np.ndarray | None = None,
     values: np.ndarray | None = None,
     *,
+    grids: Sequence[Grid | None] = (),
     out: np.ndarray | None = None,
 ) -> np.ndarray:
     """One date from what a network gave, in stored units; the inverse of :func:`date_planes`.
@@ -202,6 +219,7 @@ def from_planes(
     x_hat : (bands of the sensor, at least height, at least width) float32, standardised
     dtype : of the result, any byte order
     mask, values : of this date, from :func:`tec.specials.unpack_specials`
+    grids : of each band, where its pixels are to be repeated (`tec.coarse`)
     out : (band, height, width) of that dtype, to be written to
 
     Returns
@@ -232,6 +250,9 @@ def from_planes(
             plane = x_hat[sensor.bands.index(name)]
             np.multiply(plane, np.float32(std * config.scale), out=work, casting="same_kind")
             work += np.float32((mean + config.offset) * config.scale)
+        grid = grids[target] if grids else None
+        if grid is not None:
+            restored(work, grid)
         _store(work, out[target], nodata, None if mask is None else mask[target], name)
     if mask is not None and values is not None:
         as_bits(out)[mask] = as_bits(values)

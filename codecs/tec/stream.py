@@ -1,4 +1,4 @@
-"""The byte layout of one chunk, version 1: FORMAT.md is the norm, this module reads and writes it.
+"""The byte layout of one chunk, version 2: FORMAT.md is the norm, this module reads and writes it.
 
 Light on purpose: nothing here imports torch or numba, so that tools can look at a stream cheaply.
 """
@@ -7,26 +7,25 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from .coarse import LAST_GRID
 from .config import FORECASTS, TOKENS, WEIGHTS, CodecConfig
 from .errors import StreamError
 from .sensors import SENSORS
 
 MAGIC = b"XTEC"
-VERSION = 1
+VERSION = 2
 MODELS = {"fp": 1, "elic": 2, "tt": 3, "flex": 4}
 DTYPES = {"uint16": 1, "int16": 2, "float32": 3}
 SENSOR_CODES = {"S2L2A": 1, "S2L1C": 2}
 
-_NODATA, _OFFSET, _SCALE, _ORDER, _EXTENT = 1, 2, 4, 8, 16
+_NODATA, _OFFSET, _SCALE, _ORDER, _EXTENT, _GRIDS = 1, 2, 4, 8, 16, 32
+_FLAGS = _NODATA | _OFFSET | _SCALE | _ORDER | _EXTENT | _GRIDS
 _DIGEST = 16  # bytes of the sha256 of the weights that go into a stream
-#: ``how`` of a date of model "tt": as by "elic", or by the temporal transformer
-INTRA, TEMPORAL = 2, 3
 #: No chunk may declare more samples than this: 2**36 is 64 times a (100, 13, 8192, 8192) cube of
 # one byte.
 MAX_SAMPLES = 2**36
@@ -47,6 +46,11 @@ class Date:
     decisions: bytes
     payload: bytes
 
+    @property
+    def nbytes(self) -> int:
+        """Of what is coded."""
+        return len(self.decisions) + len(self.payload)
+
 
 @dataclass(frozen=True)
 class Header:
@@ -62,8 +66,11 @@ class Header:
     shape : (time, band, y, x) of the chunk
     extent : (time, y, x) that was coded; the rest is nodata
     margin : rounding margin, 2 bytes (`tec.entropy.portable.Margin`)
-    how : one a coded date for model "tt" (`INTRA` or `TEMPORAL`) and "flex" (tokens sent, 0 to 16);
+    how : for model "flex" the tokens sent of each coded date, 0 to 16; empty for the others
+    told : for models "tt" and "flex" the dates before that each coded date is told of, 0 to 2;
         empty for the others
+    grids : for each band the code of its grid (`tec.coarse`), 0 where it is that of the pixels;
+        empty where all are
     nbytes : length of the whole stream
     """
 
@@ -75,6 +82,8 @@ class Header:
     extent: tuple[int, int, int]
     margin: bytes = b"\0\0"
     how: tuple[int, ...] = ()
+    told: tuple[int, ...] = ()
+    grids: tuple[int, ...] = ()
     nbytes: int = field(default=0, compare=False)
 
 
@@ -103,6 +112,7 @@ def pack(header: Header, specials: bytes, dates: list[Date]) -> bytes:
         | (config.scale != 1) * _SCALE
         | (not in_order) * _ORDER
         | (header.extent != (t, y, x)) * _EXTENT
+        | any(header.grids) * _GRIDS
     )
     name = weights_id(config.weights).encode()
     out = bytearray(MAGIC)
@@ -121,9 +131,11 @@ def pack(header: Header, specials: bytes, dates: list[Date]) -> bytes:
         out += struct.pack("<d", config.scale)
     for n in (t, y, x) + (header.extent if flags & _EXTENT else ()):
         out += _varint(n)
+    if any(header.grids):
+        out += bytes(header.grids)
     if header.model == "flex":
         out.append(FORECASTS.index(config.forecast))
-    out += bytes(header.how)
+    out += bytes(header.how) + bytes(header.told)
     out += _varint(len(specials))
     for date in dates:
         out += (
@@ -203,7 +215,7 @@ def _read_header(reader: _Reader, nbytes: int) -> Header:
     model = _name(MODELS, model_code, "model")
     dtype = _name(DTYPES, dtype_code, "dtype")
     sensor = _name(SENSOR_CODES, sensor_code, "sensor")
-    if flags & ~(_NODATA | _OFFSET | _SCALE | _ORDER | _EXTENT):
+    if flags & ~_FLAGS:
         raise StreamError(f"unknown flags {flags:#x} in the header: install a newer xtec")
     margin = bytes(reader.take(2, "margin"))
     digest = bytes(reader.take(_DIGEST, "weights digest"))
@@ -239,16 +251,26 @@ def _read_header(reader: _Reader, nbytes: int) -> Header:
         or any(e > n for e, n in zip(extent, (t, y, x)))
     ):
         raise StreamError(f"impossible shape {shape} or extent {extent} in the header")
+    grids: tuple[int, ...] = ()
+    if flags & _GRIDS:
+        grids = tuple(reader.take(len(places), "grids of the bands"))
+        if not any(grids) or max(grids) > LAST_GRID:
+            raise StreamError(f"unknown grids of bands {grids} in the header: install a newer xtec")
     how: tuple[int, ...] = ()
     flex: dict[str, Any] = {}
     if model == "flex":
         forecast = reader.take(1, "forecast")[0]
         if forecast >= len(FORECASTS):
             raise StreamError(f"unknown forecast {forecast} in the header: install a newer xtec")
-        how = _how(reader, extent[0], range(TOKENS + 1))
+        how = tuple(reader.take(extent[0], "quality of the dates"))
+        if any(k > TOKENS for k in how):
+            raise StreamError(f"unknown quality {max(how)} in the header: install a newer xtec")
         flex = {"quality": how or None, "forecast": FORECASTS[forecast]}
-    elif model == "tt":
-        how = _how(reader, extent[0], (INTRA, TEMPORAL))
+    told: tuple[int, ...] = ()
+    if model in ("tt", "flex"):
+        told = tuple(reader.take(extent[0], "dates told of"))
+        if any(k not in (0, min(t, 2)) for t, k in enumerate(told)):
+            raise StreamError(f"dates cannot be told of {told} dates before: install a newer xtec")
     try:
         config = CodecConfig(
             model=model,
@@ -265,18 +287,7 @@ def _read_header(reader: _Reader, nbytes: int) -> Header:
         raise
     except ValueError as error:
         raise StreamError(f"the header makes no sense: {error}") from error
-    return Header(config, model, digest, dtype, shape, extent, margin, how, nbytes)  # type: ignore[arg-type]
-
-
-def _how(reader: _Reader, dates: int, known: Collection[int]) -> tuple[int, ...]:
-    """How each date was coded, one byte each."""
-    how = tuple(reader.take(dates, "how the dates were coded"))
-    for date, one in enumerate(how):
-        if one not in known:
-            raise StreamError(
-                f"date {date} was coded in the unknown way {one}: install a newer xtec"
-            )
-    return how
+    return Header(config, model, digest, dtype, shape, extent, margin, how, told, grids, nbytes)  # type: ignore[arg-type]
 
 
 def _name(codes: dict[str, int], code: int, what: str) -> str:

@@ -291,15 +291,12 @@ def _from_safetensors(model: str, blobs: list[bytes]) -> Any:
         metadata = json.loads(blobs[-1][8 : 8 + int.from_bytes(blobs[-1][:8], "little")]).get(
             "__metadata__", {}
         )
-        if metadata.get("model") != model:
+        if metadata.get("model") != ("tt" if model == "flex" else model):
             raise WeightsError(
                 f"the checkpoint is of model {metadata.get('model')!r}, not {model!r}"
             )
-        build = _compact_tt if model == "tt" else _compact
-        network, modules = build(model, metadata, tensors)
-        for module, prefix in modules:
-            own = [k for k in tensors if k.startswith(prefix)]
-            module.load_state_dict({k.removeprefix(prefix): tensors.pop(k).float() for k in own})
+        network = _compact(model, metadata, tensors)
+        network.load_state_dict({k: v.float() for k, v in tensors.items()})
     except WeightsError:
         raise
     except (SafetensorError, KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -310,37 +307,28 @@ def _from_safetensors(model: str, blobs: list[bytes]) -> Any:
 
 
 def _compact(model: str, metadata: dict[str, str], tensors: dict[str, torch.Tensor]) -> Any:
-    """``fp`` or ``elic``, and which tensors its modules take."""
-    from .models.compact import CompactConfig, CompactElic, CompactFactorized
-
-    config = CompactConfig.from_dict(json.loads(metadata["config"]))
-    network = {"elic": CompactElic, "fp": CompactFactorized}[model](config)
-    _tables_and_margin(network, tensors, "tables.", metadata["margin"])
-    return network, [(network, "")]
-
-
-def _compact_tt(model: str, metadata: dict[str, str], tensors: dict[str, torch.Tensor]) -> Any:
-    """``tt`` with the ``elic`` that codes its first dates."""
-    from .models.compact_tt import CompactTT, CompactTTConfig
-
-    network = CompactTT(CompactTTConfig.from_dict(json.loads(metadata["config"])))
-    _tables_and_margin(network.intra, tensors, "tables.", metadata["intra_margin"])
-    _tables_and_margin(network, tensors, "tt_tables.", metadata["margin"])
-    network.centroids = tensors.pop("centroids").numpy()
-    return network, [(network.prior, "prior."), (network.intra, "")]
-
-
-def _tables_and_margin(
-    network: Any, tensors: dict[str, torch.Tensor], prefix: str, margin: str
-) -> None:
+    """A built-in model without its weights; takes its tables from ``tensors``."""
     from .entropy.portable import Margin
     from .entropy.tables import Tables
+    from .models.compact import CompactConfig, CompactElic, CompactFactorized
+    from .models.compact_tt import CompactTT, CompactTTConfig
 
-    own = [k for k in tensors if k.startswith(prefix)]
+    values = json.loads(metadata["config"])
+    network: Any
+    if model in ("tt", "flex"):
+        network = CompactTT(CompactTTConfig.from_dict(values))
+        network.repacked = model == "flex"
+    else:
+        kinds: dict[str, Any] = {"elic": CompactElic, "fp": CompactFactorized}
+        network = kinds[model](CompactConfig.from_dict(values))
+    own = [k for k in tensors if k.startswith("tables.")]
     network.tables = Tables.from_arrays(
-        {k.removeprefix(prefix): tensors.pop(k).numpy() for k in own}
+        {k.removeprefix("tables."): tensors.pop(k).numpy() for k in own}
     )
-    network.margin = Margin(*json.loads(margin))
+    network.margins = tuple(Margin(*pair) for pair in json.loads(metadata["margins"]))
+    if len(network.margins) != len(network.config.rates):
+        raise WeightsError("the checkpoint needs a margin for each of its rates")
+    return network
 
 
 def _from_pickle(model: str, path: Path) -> Any:

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cached_property
 
 import numpy as np
 
 from ..errors import TecError
 from .portable import ScaleGrid
-from .tables import MOST_SYMBOLS, PRECISION, TAIL, TOTAL, Tables, quantise_pmf
+from .tables import MOST_SYMBOLS, TAIL, Tables, quantise_pmf
 
 #: Of the published temporal models.
 GRID = ScaleGrid(64, 0.04, 256.0, 0.0625, 0.25)
@@ -37,7 +36,7 @@ class IntegerCoding:
             raise TecError(
                 f"{len(tables)} tables for {fractions(grid).sum()} pairs of scale and fraction"
             )
-        self._tables = tables
+        self.tables = tables
         self._count = fractions(grid)
         self._per_one = (1 / grid.steps).astype(np.float32)
         self._first = np.concatenate([[0], np.cumsum(self._count)[:-1]])
@@ -50,21 +49,6 @@ class IntegerCoding:
         whole = np.floor(mean + np.float32(0.5))
         at = (mean - whole) * self._per_one[level] + self._count[level] // 2
         return (self._first[level] + at.astype(np.int64)).astype(np.uint16), whole
-
-    def draw(self, index: np.ndarray, random: np.ndarray) -> np.ndarray:
-        """Symbols (int32) that 16-bit random numbers stand for; the escape is the last symbol."""
-        row = index.astype(np.int64)
-        slot = random.astype(np.int64) + (row << PRECISION)
-        k = np.searchsorted(self._stairs, slot, side="right") - 1 - self._tables.starts[row]
-        last = np.diff(self._tables.starts)[row] - 2
-        return (self._tables.lowest[row] + np.minimum(k, last)).astype(np.int32)
-
-    @cached_property
-    def _stairs(self) -> np.ndarray:
-        """Where each interval of each table starts, the tables one above another."""
-        t = self._tables
-        row = np.repeat(np.arange(len(t)), np.diff(t.starts))
-        return (t.packed & np.uint32(TOTAL - 1)).astype(np.int64) + (row << PRECISION)
 
 
 def fractions(grid: ScaleGrid) -> np.ndarray:

@@ -34,9 +34,6 @@ class ScaleGrid:
     certain : below this scale a symbol is as good as certain, and its mean goes to halves: small
         means become 0, far from any boundary, so that there is nothing to decide
     certain_step : that step of the means; 1/4 where the mean's fraction chooses the table
-    fineness : steps of the means are at most the scale divided by this, a power of two
-    proportional : whether the absolute part of a margin means, for means, so much of their scale:
-        for networks that predict means in units of a scale
     """
 
     levels: int = 64
@@ -44,8 +41,6 @@ class ScaleGrid:
     largest: float = 256.0
     certain: float = 0.0
     certain_step: float = 0.5
-    fineness: float = 4.0
-    proportional: bool = False
 
     def __post_init__(self) -> None:
         if not 2 <= self.levels <= 1024:
@@ -54,10 +49,9 @@ class ScaleGrid:
             raise TecError(
                 f"scales must ascend from 0.001 to 1e6, not {self.smallest} to {self.largest}"
             )
-        if self.certain_step not in (0.5, 0.25) or self.fineness not in (2.0, 4.0, 8.0):
+        if self.certain_step not in (0.5, 0.25):
             raise TecError(
-                f"means step by 1/2 or 1/4 where symbols are certain, and by 1/2, 1/4 or 1/8 of "
-                f"the scale elsewhere; not by {self.certain_step} and 1/{self.fineness}"
+                f"means step by 1/2 or 1/4 where symbols are certain, not by {self.certain_step}"
             )
 
     # The logarithms are put on a dyadic grid: another libm, one bit off, makes the same level.
@@ -82,9 +76,8 @@ class ScaleGrid:
 
     @cached_property
     def steps(self) -> np.ndarray:
-        """(levels,) float64: the largest power of two up to scale / 4 (or another ``fineness``),
-        but at least 1/16."""
-        exponent = np.floor(np.log2(self.scales / self.fineness) + 1e-6)  # 256.0 - 1e-14 is 256
+        """(levels,) float64: the largest power of two up to scale / 4, but at least 1/16."""
+        exponent = np.floor(np.log2(self.scales / 4) + 1e-6)  # 256.0 - 1e-14 is 256
         steps = np.maximum(np.exp2(exponent), 1 / 16)
         steps[self.scales < self.certain] = self.certain_step
         steps.flags.writeable = False
@@ -149,8 +142,7 @@ class Writer:
 
     def __init__(self, n: int, grid: ScaleGrid, margin: Margin) -> None:
         self._grid = grid
-        units = grid.scales if grid.proportional else np.ones(grid.levels)
-        self._margin = np.array([margin.absolute, margin.relative, *units], np.float64)
+        self._margin = np.array([margin.absolute, margin.relative], np.float64)
         self._notes: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in range(n)]
         self._position = 0
 

@@ -194,7 +194,7 @@ def _write_parameters(
     mean, log_scale, grid, steps, margin, position, index, mean_hat, positions, choices
 ):
     """Round one row; grid is (log of the smallest scale, levels per unit of log, levels), margin
-    (absolute, relative, and for each level the unit of the absolute part for means).
+    (absolute, relative).
 
     Returns (error, position) or (0, number of notes).
     """
@@ -220,7 +220,7 @@ def _write_parameters(
         if not abs(t) <= MEAN_LIMIT:
             return int64(TOO_LARGE if abs(x) < np.inf else NOT_FINITE), int64(i)
         q = np.rint(t)
-        m = (absolute * margin[2 + level] + relative * abs(x)) * per_step
+        m = (absolute + relative * abs(x)) * per_step
         if abs(t - q) + m > _NEAR:
             found = _note(q, m, position + 2 * i + 1, positions, choices, found)
         mean_hat[i] = float32(float64(int64(q)) * step)

@@ -91,6 +91,20 @@ class Tables:
     def __len__(self) -> int:
         return self.lowest.size
 
+    def draw(self, index: np.ndarray, random: np.ndarray) -> np.ndarray:
+        """Symbols (int32) that 16-bit random numbers stand for; the escape is the last symbol."""
+        row = index.astype(np.int64)
+        slot = random.astype(np.int64) + (row << PRECISION)
+        k = np.searchsorted(self._stairs, slot, side="right") - 1 - self.starts[row]
+        last = np.diff(self.starts)[row] - 2
+        return (self.lowest[row] + np.minimum(k, last)).astype(np.int32)
+
+    @cached_property
+    def _stairs(self) -> np.ndarray:
+        """Where each interval of each table starts, the tables one above another."""
+        row = np.repeat(np.arange(len(self)), np.diff(self.starts))
+        return (self.packed & np.uint32(TOTAL - 1)).astype(np.int64) + (row << PRECISION)
+
     @classmethod
     def from_cdfs(cls, tables: Iterable[tuple[Sequence[int] | np.ndarray, int]]) -> Tables:
         """From pairs (CDF from 0 to 65536 whose last interval is the escape, lowest symbol)."""

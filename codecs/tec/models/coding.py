@@ -5,19 +5,16 @@ Autoregression is written once, and driven by the encoder and by the decoder ali
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+import zlib
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 
 from ..entropy.portable import Margin, ScaleGrid
 from ..entropy.tables import Tables
-
-if TYPE_CHECKING:
-    from .temporal import DateOut, DateSteps, History
-
 
 T = TypeVar("T")
 
@@ -67,6 +64,56 @@ class Rounder(Protocol):
         """(n, k) float32 -> multiples of ``step``, (n, k) int32."""
 
 
+class DateOut(Protocol):
+    """One date, decoded or encoded; its model knows more of it."""
+
+    y_hat: torch.Tensor  #: (n, latents, h, w)
+
+
+class Past:
+    """The dates before, of n images: (n, latents, h, w) each, the newest last.
+
+    ``shape`` is n, and height and width of the latents.
+    """
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        self.shape = shape
+        self.latents: list[torch.Tensor] = []
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def push(self, remembered: torch.Tensor) -> None:
+        """Add the date that was decoded last."""
+        self.latents = [*self.latents, remembered][-2:]
+
+    def select(self, rows: Sequence[int]) -> Past:
+        """The same for some of the images."""
+        if list(rows) == list(range(self.shape[0])):
+            return self
+        out = Past((len(rows), *self.shape[1:]))
+        out.latents = [y[list(rows)] for y in self.latents]
+        return out
+
+    def random(self) -> Random:
+        """Numbers for a forecast of the next date."""
+        return Random(self)
+
+
+class Random:
+    """Numbers that encoder and decoder draw alike: Philox 4x64, keyed by the date before."""
+
+    def __init__(self, past: Past) -> None:
+        n = past.shape[0]
+        last = past.latents[-1].float().cpu().numpy() if past.latents else [b""] * n
+        seeds = [zlib.crc32(np.ascontiguousarray(y, "<f4").data if len(y) else b"") for y in last]
+        self._streams = [np.random.Philox(key=seed) for seed in seeds]
+
+    def numbers(self, k: int) -> np.ndarray:
+        """(n, k) of 16 bits."""
+        return np.stack([stream.random_raw(k) >> np.uint64(48) for stream in self._streams])
+
+
 def drive(steps: Generator[Any, np.ndarray, T], symbols_of: Callable[[Any], np.ndarray]) -> T:
     """Run a model's autoregression: ``symbols_of(step)`` gives symbols (n, k)."""
     try:
@@ -113,8 +160,10 @@ class CodecModel(Protocol):
     bands: int
     tables: Tables  #: all integer CDFs, one index space
     grid: ScaleGrid
-    margin: Margin
     sha256: str  #: of the checkpoint, hex
+
+    def margin_at(self, compression: float) -> Margin:
+        """Rounding margin that an encoder allows for."""
 
     def analysis(self, x: torch.Tensor, compression: float) -> torch.Tensor:
         """(n, bands, h, w) standardised -> y (n, latents, h / 16, w / 16)."""
@@ -136,43 +185,57 @@ class TemporalModel(Protocol):
 
     Attributes
     ----------
-    intra : codes dates by themselves, over the same latents; None where all dates are coded alike
-    repacked : whether a date may be coded by its first tokens alone (FlexTEC)
+    plain : whether latents are rounded as they are, and not around their means: then all dates are
+        known before any is coded
+    repacked : whether a date may be coded by its first tokens alone ("flex")
     """
 
     stride: int
     bands: int
     tables: Tables
     grid: ScaleGrid
-    margin: Margin
     sha256: str
-    intra: CodecModel | None
+    plain: bool
     repacked: bool
 
-    def analysis(self, x: torch.Tensor, compression: float) -> torch.Tensor:
-        """(n, bands, h, w) standardised -> y (n, latents, h / 16, w / 16); rounded when coded."""
+    def compression(self, sent: int, compression: float) -> float:
+        """λ of a date of which ``sent`` tokens are coded, in a chunk of λ ``compression``."""
 
-    def history(self, shape: tuple[int, int, int], compression: float) -> History:
+    def margin_at(self, compression: float) -> Margin:
+        """Rounding margin that an encoder allows for."""
+
+    def analysis(self, x: torch.Tensor, compression: float) -> torch.Tensor:
+        """(n, bands, h, w) standardised -> y (n, latents, h / 16, w / 16)."""
+
+    def history(self, shape: tuple[int, int, int]) -> Past:
         """Where a series begins: n, and height and width of latents."""
 
     def date(
         self,
-        history: History,
+        history: Any,
         rounder: Rounder,
         *,
+        compression: float,
         known: torch.Tensor | None = None,
         sent: int = 16,
         forecast: str = "mean",
-    ) -> DateSteps:
-        """The autoregression over one date: see `tec.models.temporal.date_steps`."""
+    ) -> Generator[Any, np.ndarray, Any]:
+        """The autoregression over one date: yields steps, receives their symbols, returns a
+        `DateOut`.
 
-    def restored(self, out: DateOut) -> torch.Tensor:
+        Parameters
+        ----------
+        history : the dates before
+        known : the latent itself, which only an encoder has: all tokens may go through at once
+        sent : tokens that are coded
+        forecast : what stands in for the others, "mean" or "sample"
+        """
+
+    def remembered(self, y_hat: torch.Tensor, compression: float) -> torch.Tensor:
+        """What ``history`` keeps of a decoded date."""
+
+    def restored(self, out: Any) -> torch.Tensor:
         """What the synthesis gets for a decoded date."""
-
-    def distortion(
-        self, y: torch.Tensor, restored: torch.Tensor, compression: float
-    ) -> torch.Tensor:
-        """What the difference of latents is worth in bits, (n,); asked where there is ``intra``."""
 
     def synthesis(self, y: torch.Tensor, compression: float) -> torch.Tensor:
         """y -> (n, bands, h, w) standardised."""

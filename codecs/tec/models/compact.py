@@ -1,18 +1,19 @@
 """The built-in networks: small transforms that start from the KLT, one checkpoint for every rate.
 
 Three ideas hold this file together. A linear stride-16 transform (at the start of training the
-Karhunen-Loeve transform of the corpus) runs beside a small convolutional one, in the analysis and
-mirrored in the synthesis, so that the network never is worse than the linear codec. A gain vector
-per rate scales the latents before rounding, and is interpolated between rates (Cui et al. 2021,
-"Asymmetric gained deep image compression"). The entropy model is ELIC's (He et al. 2022): a
-hyperprior, uneven channel groups, a checkerboard in space; all in proportion to the transforms.
+Karhunen-Loeve transform of the corpus, lapped) runs beside a small convolutional one, in the
+analysis and mirrored in the synthesis, so that the network never is worse than the linear codec. A
+gain vector per rate scales the latents before rounding, and is interpolated between rates (Cui et
+al. 2021, "Asymmetric gained deep image compression"). The entropy model is ELIC's (He et al. 2022),
+all in proportion to the transforms: uneven channel groups and a checkerboard in space. It has no
+hyperprior: a hyperlatent, where there was one, took 0.1 % of the bits and told nothing.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -33,23 +34,21 @@ class CompactConfig:
     ----------
     bands : channels of the image
     latents : channels of the latent, strongest first
-    widths : channels of the convolutional path at strides 2, 4 and 8
+    widths : channels of the convolutional path at strides 4, 8 and 16
+    depths : its residual blocks there; the synthesis has one more at each
     groups : channel groups of the entropy model, in coding order; they sum to ``latents``
-    hyper, side, hidden : channels of the hyperlatent, of its synthesis and of the context networks
-    hyper_widths : channels inside the hyper analysis (two) and the hyper synthesis (two)
+    hidden : channels of the context networks
     rates : λ of each gain vector, ascending
     scales : levels, smallest, largest and certain scale (`tec.entropy.portable.ScaleGrid`)
     """
 
     bands: int = 12
-    latents: int = 384
-    widths: tuple[int, int, int] = (48, 64, 96)
-    groups: tuple[int, ...] = (16, 16, 32, 64, 128, 128)
-    hyper: int = 48
-    side: int = 192
+    latents: int = 768
+    widths: tuple[int, int, int] = (96, 128, 192)
+    depths: tuple[int, int, int] = (3, 3, 2)
+    groups: tuple[int, ...] = (16, 24, 56, 128, 224, 320)
     hidden: int = 160
-    hyper_widths: tuple[int, int, int, int] = (96, 64, 96, 128)
-    rates: tuple[float, ...] = (0.4, 1.16, 3.38, 9.82, 28.5, 82.9, 241.0, 700.0)
+    rates: tuple[float, ...] = (0.18, 0.65, 2.4, 8.8, 32.0, 118.0, 434.0, 1594.0)
     scales: tuple[int, float, float, float] = (56, 0.06, 400.0, 0.0625)
 
     @classmethod
@@ -83,15 +82,19 @@ class Bottleneck(nn.Module):
         return x + self.body(x)
 
 
+def _blocks(n: int, count: int) -> list[nn.Module]:
+    return [Bottleneck(n) for _ in range(count)]
+
+
 def _down(a: int, b: int) -> nn.Conv2d:
-    return nn.Conv2d(a, b, 5, 2, 2)
+    return nn.Conv2d(a, b, 3, 2, 1)
 
 
-def _up(a: int, b: int) -> nn.ConvTranspose2d:
-    return nn.ConvTranspose2d(a, b, 5, 2, 2, 1)
+def _up(a: int, b: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(a, 4 * b, 1), nn.PixelShuffle(2))
 
 
-def _from_zero(layer: nn.Conv2d | nn.ConvTranspose2d) -> nn.Module:
+def _from_zero(layer: nn.Conv2d) -> nn.Conv2d:
     """Start a layer at zero, so that training sets out from what stands beside it."""
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:
@@ -100,51 +103,104 @@ def _from_zero(layer: nn.Conv2d | nn.ConvTranspose2d) -> nn.Module:
 
 
 class Transforms(nn.Module):
-    """Analysis, synthesis and gains: shared by every built-in entropy model of a sensor."""
+    """Analysis, synthesis and gains: shared by every built-in entropy model of a sensor.
+
+    Bands are first put on one scale, unit · x + zero, in which all errors weigh alike.
+    """
+
+    lap: torch.Tensor
+    unit: torch.Tensor
+    zero: torch.Tensor
 
     def __init__(self, config: CompactConfig) -> None:
         super().__init__()
         bands, m = config.bands, config.latents
-        a, b, c = config.widths
+        (a, b, c), (i, j, k) = config.widths, config.depths
         rates = len(config.rates)
-        self.klt = nn.Conv2d(bands, m, 16, 16)
+        self.klt = nn.Conv2d(bands, m, BLOCK, BLOCK)
+        self.register_buffer("lap", _lap(), persistent=False)
+        self.register_buffer("unit", torch.ones(bands))
+        self.register_buffer("zero", torch.zeros(bands))
         self.analysis = nn.Sequential(
-            _down(bands, a),
-            Bottleneck(a),
+            nn.PixelUnshuffle(4),
+            nn.Conv2d(16 * bands, a, 1),
+            *_blocks(a, i),
             _down(a, b),
-            Bottleneck(b),
+            *_blocks(b, j),
             _down(b, c),
-            Bottleneck(c),
-            _from_zero(_down(c, m)),
+            *_blocks(c, k),
+            _from_zero(nn.Conv2d(c, m, 1)),
         )
-        self.inverse = nn.ConvTranspose2d(m, bands, 16, 16)
-        self.expand = _up(m, c)
+        self.level = nn.Parameter(torch.zeros(bands))
+        self.expand = nn.Conv2d(m, c, 1)
         self.rate_bias = nn.Parameter(torch.zeros(rates, c))
         self.synthesis = nn.Sequential(
-            Bottleneck(c),
-            Bottleneck(c),
+            *_blocks(c, k + 1),
             _up(c, b),
-            Bottleneck(b),
-            Bottleneck(b),
+            *_blocks(b, j + 1),
             _up(b, a),
-            Bottleneck(a),
-            _from_zero(_up(a, bands)),
+            *_blocks(a, i + 1),
+            _from_zero(nn.Conv2d(a, 16 * bands, 3, padding=1)),
+            nn.PixelShuffle(4),
         )
         log_step = torch.linspace(math.log(8.0), math.log(0.1), rates)[:, None].repeat(1, m)
         self.log_step = nn.Parameter(log_step)
         self.log_gain = nn.Parameter(log_step.clone())
 
+    def latent(self, x: torch.Tensor) -> torch.Tensor:
+        """(n, bands, h, w) standardised -> (n, latents, h/16, w/16), before gains."""
+        x = x * self.unit[:, None, None] + self.zero[:, None, None]
+        # The linear part in float32 always: half precision has too few digits for strong latents.
+        with torch.autocast(x.device.type, enabled=False):
+            linear = self.klt(lapped(x, self.lap))
+        return linear + self.analysis(x)
+
     def encode(self, x: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
         """(n, bands, h, w) standardised -> (n, latents, h/16, w/16) in quantiser steps; rate as
         `position`."""
-        step = torch.exp(interpolate(self.log_step, rate))[:, :, None, None]
-        return (self.klt(x) + self.analysis(x)) / step
+        return self.latent(x) / torch.exp(interpolate(self.log_step, rate))[:, :, None, None]
 
     def decode(self, y_hat: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
         """(n, latents, h/16, w/16) in quantiser steps -> (n, bands, h, w) standardised."""
         y = y_hat * torch.exp(interpolate(self.log_gain, rate))[:, :, None, None]
         deep = self.expand(y) + interpolate(self.rate_bias, rate)[:, :, None, None]
-        return self.inverse(y) + self.synthesis(deep)
+        with torch.autocast(y.device.type, enabled=False):
+            linear = F.conv_transpose2d(y, self.klt.weight, stride=BLOCK)
+            linear = lapped(linear, self.lap.T)
+        x = linear + (self.level - self.zero)[:, None, None] + self.synthesis(deep)
+        return x / self.unit[:, None, None]
+
+
+#: Pixels of a latent, each way.
+BLOCK = 16
+
+
+def _lap() -> torch.Tensor:
+    """(16, 16) orthogonal: folds 8 pixels each side of a block's edge (Tran, Liang and Tu 2003,
+    "Lapped transform via time-domain pre- and post-filtering", with V = J C2' C4 J)."""
+    n = BLOCK // 2
+    k, j = np.arange(n)[:, None], np.arange(n)[None]
+    second = np.cos(np.pi * (2 * j + 1) * k / (2 * n)) * math.sqrt(2 / n)
+    second[0] /= math.sqrt(2)
+    fourth = np.cos(np.pi * (2 * j + 1) * (2 * k + 1) / (4 * n)) * math.sqrt(2 / n)
+    one, flip, turn = np.eye(n), np.eye(n)[::-1], second.T @ fourth
+    same, other = one + turn, one - turn
+    fold = np.block([[same, other @ flip], [flip @ other, flip @ same @ flip]])
+    return torch.from_numpy((fold / 2).astype(np.float32))
+
+
+def lapped(x: torch.Tensor, lap: torch.Tensor) -> torch.Tensor:
+    """(n, c, h, w) with its blocks' edges folded, so that a transform by blocks becomes a lapped
+    one. Orthogonal: ``lap.T`` undoes it. The outer edges of the image stay as they are."""
+    half = BLOCK // 2
+    lap = lap.to(x.dtype)
+    if x.shape[3] > BLOCK:
+        edge, middle, last = x.split((half, x.shape[3] - BLOCK, half), 3)
+        x = torch.cat([edge, (middle.unflatten(3, (-1, BLOCK)) @ lap.T).flatten(3), last], 3)
+    if x.shape[2] > BLOCK:
+        edge, middle, last = x.split((half, x.shape[2] - BLOCK, half), 2)
+        x = torch.cat([edge, (lap @ middle.unflatten(2, (-1, BLOCK))).flatten(2, 3), last], 2)
+    return x
 
 
 def interpolate(table: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
@@ -165,8 +221,8 @@ class _Compact(nn.Module):
     """What the built-in models share: the transforms, the rate, and tables that came with the
     weights."""
 
-    tables: Tables  # came with the checkpoint, like the margin: set by tec.weights
-    margin: Margin
+    tables: Tables  # came with the checkpoint, like the margins: set by tec.weights
+    margins: tuple[Margin, ...]  # one for each rate: finer steps, larger numbers, larger errors
     sha256: str
 
     def __init__(self, config: CompactConfig) -> None:
@@ -184,6 +240,10 @@ class _Compact(nn.Module):
             dtype=parameter.dtype,
             device=parameter.device,
         )
+
+    def margin_at(self, compression: float) -> Margin:
+        """Rounding margin: that of the next higher rate."""
+        return self.margins[math.ceil(position(self.config.rates, compression))]
 
     def analysis(self, x: torch.Tensor, compression: float) -> torch.Tensor:
         """(n, bands, h, w) float32, standardised -> y (n, latents, h/16, w/16) in quantiser
@@ -242,113 +302,149 @@ class CompactFactorized(_Compact):
         return {"x_hat": self.transforms.decode(y_hat, rate), "y": y, "y_hat": y_hat, "bits": bits}
 
 
+#: Where trust in predictions starts, before the sigmoid: low, so that what is there is kept.
+TRUST = -1.0
+
+
+class Told(NamedTuple):
+    """What is known of a latent before any of it is decoded.
+
+    Attributes
+    ----------
+    features : (n, side, h, w)
+    predictions : of the latent, in quantiser steps, (n, latents, h, w) each; a group takes of each
+        as much as it trusts it
+    """
+
+    features: torch.Tensor
+    predictions: tuple[torch.Tensor, ...]
+
+
 class Group(nn.Module):
     """Mean and scale of one channel group: what came before, then the checkerboard's anchors."""
 
-    def __init__(self, config: CompactConfig, known: int, size: int) -> None:
+    def __init__(self, config: CompactConfig, known: int, size: int, told: int = 0) -> None:
         super().__init__()
         hidden = config.hidden
         self.trunk = nn.Sequential(
-            nn.Conv2d(config.side + known, hidden, 1),
+            nn.Conv2d(known, hidden, 1),
             nn.ReLU(),
             nn.Conv2d(hidden, hidden, 5, padding=2, groups=4),
-            nn.ReLU(),
         )
+        self.rate = nn.Parameter(torch.zeros(len(config.rates), hidden))
         self.anchors = _from_zero(nn.Conv2d(hidden, 2 * size, 1))
-        self.around = nn.Conv2d(size, hidden, 3, padding=1)
+        narrow = min(size, 64)
+        self.around = nn.Sequential(
+            nn.Identity() if size == narrow else nn.Conv2d(size, narrow, 1),
+            nn.Conv2d(narrow, hidden, 3, padding=1),
+        )
         self.others = _from_zero(nn.Conv2d(hidden, 2 * size, 1))
         # Neighbouring blocks share their mean level: a linear path that large values do not
         # saturate.
         self.neighbours = _from_zero(nn.Conv2d(size, size, 3, padding=1, groups=size, bias=False))
+        self.trust = _from_zero(nn.Conv2d(hidden, told, 1)) if told else None
+
+    def prediction(
+        self, trunk: torch.Tensor, parts: tuple[torch.Tensor, ...]
+    ) -> torch.Tensor | float:
+        """The predictions of this group's channels as one."""
+        if self.trust is None:
+            return 0.0
+        shares = torch.sigmoid(self.trust(F.relu(trunk)).to(parts[0].dtype) + TRUST).split(1, 1)
+        return sum((share * part for share, part in zip(shares, parts)), 0.0)
 
 
-class CompactElic(_Compact):
-    """``elic``: hyperprior, channel groups and a checkerboard over the shared transforms."""
+class _Autoregression(_Compact):
+    """Channel groups and a checkerboard over the shared transforms.
 
-    stride = 32
+    ``told``: how many predictions a `Told` brings, of how many features; (0, 0) for none.
+    """
 
-    def __init__(self, config: CompactConfig) -> None:
+    stride = 16
+
+    def __init__(self, config: CompactConfig, told: tuple[int, int] = (0, 0)) -> None:
         super().__init__(config)
-        m, z, side = config.latents, config.hyper, config.side
-        rates = len(config.rates)
-        a, b, c, d = config.hyper_widths
-        self.hyper_analysis = nn.Sequential(
-            nn.Conv2d(m, a, 3, padding=1),
-            nn.ReLU(),
-            _down(a, b),
-            nn.ReLU(),
-            nn.Conv2d(b, z, 3, padding=1),
-        )
-        self.hyper_synthesis = nn.Sequential(
-            nn.Conv2d(z, c, 3, padding=1),
-            nn.ReLU(),
-            _up(c, d),
-            nn.ReLU(),
-            nn.Conv2d(d, side, 3, padding=1),
-        )
-        self.rate_side = nn.Parameter(torch.zeros(rates, side))
         known = np.concatenate([[0], np.cumsum(config.groups)[:-1]])
-        self.groups = nn.ModuleList(Group(config, int(k), g) for k, g in zip(known, config.groups))
-        self.log_scale = nn.Parameter(torch.zeros(m))  # of the latent before the gain
-        self.z_mean = nn.Parameter(torch.zeros(rates, z))
-        self.z_log_scale = nn.Parameter(torch.full((rates, z), -0.5))
+        twice = 2 if told[0] else 1
+        self.groups = nn.ModuleList(
+            Group(config, 1 + told[1] + twice * int(k), g, told[0])
+            for k, g in zip(known, config.groups)
+        )
+        self.log_scale = nn.Parameter(torch.zeros(config.latents))  # of the latent before the gain
 
-    def side(self, y: torch.Tensor, compression: float) -> dict[str, torch.Tensor]:
-        """The hyperlatent: {"z": (n, hyper, h/32, w/32)}."""
-        return {"z": self.hyper_analysis(torch.asinh(y))}
-
-    def _side_features(self, z_hat: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
-        return self.hyper_synthesis(z_hat) + interpolate(self.rate_side, rate)[:, :, None, None]
-
-    def _base(self, rate: torch.Tensor) -> torch.Tensor:
-        """Log scale that the networks correct, in quantiser steps: (n, latents, 1, 1)."""
-        return (self.log_scale - interpolate(self.transforms.log_step, rate))[:, :, None, None]
-
-    def passes(self, z_hat: torch.Tensor, rate: torch.Tensor):
+    def passes(self, shape: tuple[int, int, int], rate: torch.Tensor, told: Told | None = None):
         """The autoregression: yields (channels, parity, mean, log_scale), receives decoded values.
 
         mean, log_scale and the values are (n, channels * positions), laid out as in
-        :class:`tec.models.coding.Step`; returns y_hat (n, latents, h, w).
+        :class:`tec.models.coding.Step`; returns y_hat (n, latents, h, w), with shape = (n, h, w).
         """
-        side = self._side_features(z_hat, rate)
-        n, _, h, w = side.shape
-        base = self._base(rate)
-        seen = side
+        n, h, w = shape
+        # Log scale that the networks correct, in quantiser steps: (n, latents, 1, 1).
+        base = (self.log_scale - interpolate(self.transforms.log_step, rate))[:, :, None, None]
+        seen = base.new_ones(n, 1, h, w)
+        if told is not None:
+            seen = torch.cat([seen, told.features], 1)
         done = []
         k = 0
         for net, size in zip(cast("list[Group]", self.groups), self.config.groups):
             channels = slice(k, k + size)
-            shape = (n, size, h, w)
+            whole = (n, size, h, w)
             level = base[:, channels]
-            trunk = net.trunk(seen)
-            mean, log_scale = net.anchors(trunk).chunk(2, 1)
-            values = yield channels, 0, gather(mean, 0), gather(log_scale + level, 0)
-            anchors = scatter(values, shape, 0)
-            mean, log_scale = net.others(F.relu(trunk + net.around(torch.asinh(anchors)))).chunk(
-                2, 1
-            )
-            mean = mean + net.neighbours(anchors)
+            trunk = net.trunk(seen) + interpolate(net.rate, rate)[:, :, None, None]
+            parts = () if told is None else tuple(p[:, channels] for p in told.predictions)
+            near = net.prediction(trunk, parts)
+            mean, log_scale = net.anchors(F.relu(trunk)).chunk(2, 1)
+            values = yield channels, 0, gather(mean + near, 0), gather(log_scale + level, 0)
+            group = scatter(values, whole, 0)
+            missed = group
+            if isinstance(near, torch.Tensor):
+                missed = group - scatter(gather(near, 0), whole, 0)
+            hidden = F.relu(trunk + net.around(torch.asinh(missed)))
+            mean, log_scale = net.others(hidden).chunk(2, 1)
+            with torch.autocast(missed.device.type, enabled=False):
+                mean = mean + net.neighbours(missed) + near
             values = yield channels, 1, gather(mean, 1), gather(log_scale + level, 1)
-            group = anchors + scatter(values, shape, 1)
+            group = group + scatter(values, whole, 1)
             done.append(group)
             seen = torch.cat([seen, torch.asinh(group)], 1)
+            if parts:
+                seen = torch.cat([seen, torch.asinh(group - near)], 1)
             k += size
         return torch.cat(done, 1)
 
+    def estimate(
+        self, y: torch.Tensor, rate: torch.Tensor, rounding=None, told: Told | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Of latents (n, latents, h, w): what is decoded; bits (n,), and by channel (n,
+        latents)."""
+        rounding = rounding or Rounding(training=self.training)
+        n, _, h, w = y.shape
+        spent = []
+        passes = self.passes((n, h, w), rate, told)
+        try:
+            wanted = next(passes)
+            while True:
+                channels, parity, mean, log_scale = wanted
+                part = gather(y[:, channels], parity)
+                size = channels.stop - channels.start
+                spent.append(rounding.bits(part, mean, log_scale).unflatten(1, (size, -1)).sum(2))
+                wanted = passes.send(rounding.decoded(part, mean))
+        except StopIteration as end:
+            each = [a + b for a, b in zip(spent[::2], spent[1::2])]  # anchors and others
+            by_channel = torch.cat(each, 1)
+            return {"y_hat": end.value, "bits": by_channel.sum(1), "by_channel": by_channel}
+
+
+class CompactElic(_Autoregression):
+    """``elic``: each date on its own."""
+
+    def side(self, y: torch.Tensor, compression: float) -> dict[str, torch.Tensor]:
+        return {}
+
     def steps(self, shape: tuple[int, int, int], compression: float, rounder: Rounder) -> Steps:
-        """The hyperlatent, then anchors and others of each group: see
-        :class:`tec.models.coding.Step`."""
-        n, h, w = shape
-        rate = self._rate(compression, n)
-        size = (n, self.config.hyper, h // 2, w // 2)
-        index, mean = self._channelwise(
-            rounder,
-            interpolate(self.z_mean, rate),
-            interpolate(self.z_log_scale, rate),
-            size[2] * size[3],
-        )
-        symbols = yield Step("z", slice(0, self.config.hyper), index, mean)
-        passes = self.passes(_tensor(symbols + mean, rate).reshape(size), rate)
+        """Anchors and others of each group: see :class:`tec.models.coding.Step`."""
+        rate = self._rate(compression, shape[0])
+        passes = self.passes(shape, rate)
         try:
             wanted = next(passes)
             while True:
@@ -366,27 +462,6 @@ class CompactElic(_Compact):
         y = self.transforms.encode(x, rate)
         out = self.estimate(y, rate, rounding)
         return {"x_hat": self.transforms.decode(out["y_hat"], rate), "y": y, **out}
-
-    def estimate(
-        self, y: torch.Tensor, rate: torch.Tensor, rounding=None
-    ) -> dict[str, torch.Tensor]:
-        """Of latents (n, latents, h, w): what is decoded, and bits (n,)."""
-        rounding = rounding or Rounding(training=self.training)
-        z = self.hyper_analysis(torch.asinh(y))
-        z_mean = interpolate(self.z_mean, rate)[:, :, None, None]
-        z_log_scale = interpolate(self.z_log_scale, rate)[:, :, None, None]
-        z_bits = rounding.bits(z, z_mean, z_log_scale).sum((1, 2, 3))
-        bits = z_bits
-        passes = self.passes(rounding.decoded(z, z_mean), rate)
-        try:
-            wanted = next(passes)
-            while True:
-                channels, parity, mean, log_scale = wanted
-                part = gather(y[:, channels], parity)
-                bits = bits + rounding.bits(part, mean, log_scale).sum(1)
-                wanted = passes.send(rounding.decoded(part, mean))
-        except StopIteration as end:
-            return {"y_hat": end.value, "bits": bits, "z_bits": z_bits}
 
 
 def _numpy(x: torch.Tensor) -> np.ndarray:

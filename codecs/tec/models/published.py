@@ -49,6 +49,10 @@ class PublishedModel(nn.Module):
             self._tables = (source, tables)
         return self._tables[1]
 
+    def margin_at(self, compression: float) -> Margin:
+        """Rounding margin: a checkpoint has one rate."""
+        return self.margin
+
     def _load(self, state_dict: Mapping[str, Tensor]) -> Self:
         load_strictly(self, without_prefix(state_dict))
         if self.bottleneck.stale():

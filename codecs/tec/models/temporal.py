@@ -7,8 +7,7 @@ another from an 8 x 8 window around the block in the two dates before. Blocks do
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from ..entropy.integers import IntegerCoding
 from ..errors import TecError
-from .coding import Rounder
+from .coding import Past, Rounder
 from .tokens import (
     BLOCK,
     CELLS,
@@ -38,38 +37,6 @@ DATES = 2  # dates before that are seen
 #: Blocks, in raster order, that are coded token by token together. Part of the stream format.
 GROUP = 128
 _PIECE = 2**23  # numbers inside one perceptron, at most
-
-
-class Context(NamedTuple):
-    """All that the tokens of some blocks are predicted from, their own predecessors apart.
-
-    Attributes
-    ----------
-    cross : for each layer of the decoder; of batch 1 where it is the same for all blocks
-    prior : for each channel group what `TemporalPrior.prior` says of it, or None
-    rate : (b, 1, 1) position between the trained rates, or None
-    """
-
-    cross: list[KeysValues]
-    prior: list[tuple[Tensor, ...]] | None
-    rate: Tensor | None
-
-
-class Part(NamedTuple):
-    """Some tokens of one channel group.
-
-    Attributes
-    ----------
-    phases : which of the group's tokens
-    prior, rate : as in `Context`
-    kept : what a subclass wants to keep from one token to the next
-    """
-
-    group: int
-    phases: slice
-    prior: list[tuple[Tensor, ...]] | None
-    rate: Tensor | None
-    kept: dict[int, Tensor]
 
 
 class Prediction(NamedTuple):
@@ -105,48 +72,35 @@ class TemporalPrior(nn.Module):
 
     # what subclasses say
 
-    def embed_window(self, windows: Tensor, rate: Tensor | None) -> Tensor:
+    def embed_window(self, windows: Tensor) -> Tensor:
         """(b, 64, channels) -> (b, 64, width)."""
         raise NotImplementedError
 
-    def embed_start(self, rate: Tensor | None) -> Tensor:
-        """(1 or b, 1, width): what stands before the first token."""
+    def embed_start(self) -> Tensor:
+        """(1, 1, width): what stands before the first token."""
         raise NotImplementedError
 
-    def embed_tokens(self, values: Tensor, part: Part) -> Tensor:
-        """(b, tokens, values) of one group -> (b, tokens, width)."""
+    def embed_tokens(self, values: Tensor) -> Tensor:
+        """(b, tokens, values) -> (b, tokens, width)."""
         raise NotImplementedError
 
-    def heads(
-        self, features: Tensor, before: Sequence[Tensor], part: Part
-    ) -> tuple[Tensor, Tensor]:
-        """(b, tokens, width) of one group -> mean and log scale, (b, tokens, values) each.
-
-        ``before``: values (b, k) of all tokens from the block's first to the last but one of
-        ``features``.
-        """
+    def heads(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """(b, tokens, width) -> mean and log scale, (b, tokens, values) each."""
         raise NotImplementedError
 
     def first_window(self) -> Tensor:
         """(1, 64, channels): what the first date sees in place of dates before."""
         raise NotImplementedError
 
-    def prior(
-        self, older: Tensor, newer: Tensor, rate: Tensor | None
-    ) -> list[tuple[Tensor, ...]] | None:
-        """What `heads` and `embed_tokens` get to know of each channel group, from the same blocks
-        (b, 16, channels) of the two dates before."""
-        return None
-
     # what follows from it
 
-    def encode(self, windows: Tensor, rate: Tensor | None = None) -> Tensor:
+    def encode(self, windows: Tensor) -> Tensor:
         """(b, 64, channels) of one date before -> (b, 64, width)."""
 
-        def run(windows: Tensor, rate: Tensor | None) -> Tensor:
-            return self.encoder_sep(self.enc_position_sep(self.embed_window(windows, rate)))
+        def run(windows: Tensor) -> Tensor:
+            return self.encoder_sep(self.enc_position_sep(self.embed_window(windows)))
 
-        return _in_pieces(run, self.piece, windows, rate)
+        return _in_pieces(run, self.piece, windows)
 
     def join(self, older: Tensor, newer: Tensor) -> Tensor:
         """Two encoded dates (b, 64, width) -> (b, 128, width)."""
@@ -181,104 +135,72 @@ class TemporalPrior(nn.Module):
 
 
 class Unrolling:
-    """The decoder on its way through the tokens of ``batch`` blocks."""
+    """The decoder on its way through the tokens of ``batch`` blocks.
 
-    def __init__(self, prior: TemporalPrior, context: Context, batch: int) -> None:
+    ``context`` is what they see of the dates before, for each layer of the decoder; of batch 1
+    where it is the same for all blocks.
+    """
+
+    def __init__(self, prior: TemporalPrior, context: list[KeysValues], batch: int) -> None:
         self._prior = prior
         self._context = context
         self._batch = batch
         self._caches = prior.decoder.caches(TOKENS)
-        self._values: list[Tensor] = []
-        self._kept: dict[int, Tensor] = {}
         self._next = 0
 
     def predict(self, values: Sequence[Tensor], count: int = 1) -> Prediction:
         """The next ``count`` tokens, given the values (b, k) of the one before the first of them
         and, where several are asked for, of those among them but the last."""
-        prior, context = self._prior, self._context
-        first, last = self._next, self._next + count
-        self._values += values
-        embedded = [prior.embed_start(context.rate)] if first == 0 else []
-        for at, part in self._parts(max(first - 1, 0), last - 1):
-            given = torch.stack(self._values[at], 1)
-            embedded.append(prior.embed_tokens(given, part))
+        prior, first = self._prior, self._next
+        embedded = [prior.embed_start()] if first == 0 else []
+        if len(values):
+            embedded.append(prior.embed_tokens(torch.stack(list(values), 1)))
         x = torch.cat([e.expand(self._batch, -1, -1) for e in embedded], 1)
         features = prior.decoder(
             prior.dec_position(x, first),
-            context.cross,
+            self._context,
             causal=count > 1,
             caches=None if count == TOKENS else self._caches,  # nothing comes after all of them
         )
-        means: list[Tensor] = []
-        log_scales: list[Tensor] = []
-        for at, part in self._parts(first, last):
-            wanted = features[:, at.start - first : at.stop - first]
-            mean, log_scale = prior.heads(wanted, self._values[: at.stop - 1], part)
-            means += mean.unbind(1)
-            log_scales += log_scale.unbind(1)
-        self._next = last
-        return Prediction(features, means, log_scales)
-
-    def _parts(self, start: int, stop: int) -> Iterator[tuple[slice, Part]]:
-        """Cut tokens where the channel group changes."""
-        phases = len(self._prior.layout.phases)
-        while start < stop:
-            group, phase = divmod(start, phases)
-            end = min(stop, (group + 1) * phases)
-            at = slice(phase, phase + end - start)
-            context = self._context
-            yield slice(start, end), Part(group, at, context.prior, context.rate, self._kept)
-            start = end
+        means, log_scales = prior.heads(features)
+        self._next += count
+        return Prediction(features, list(means.unbind(1)), list(log_scales.unbind(1)))
 
 
-def _in_pieces(run: Callable[..., Tensor], size: int, *tensors: Tensor | None) -> Tensor:
+def _in_pieces(run: Callable[..., Tensor], size: int, *tensors: Tensor) -> Tensor:
     """Run over the first axis, ``size`` entries at a time: memory stays bounded."""
-    n = len(next(t for t in tensors if t is not None))
+    n = len(tensors[0])
     if n <= size:
         return run(*tensors)
-    return torch.cat(
-        [run(*(None if t is None else t[i : i + size] for t in tensors)) for i in range(0, n, size)]
-    )
+    return torch.cat([run(*(t[i : i + size] for t in tensors)) for i in range(0, n, size)])
 
 
-class History:
-    """The dates before, of n images, and what the separate encoder made of them.
+class History(Past):
+    """The dates before, and what the separate encoder made of them."""
 
-    Parameters
-    ----------
-    shape : n, and height and width of the latents
-    rate : (n,) position between the trained rates, or None
-    """
-
-    def __init__(
-        self, prior: TemporalPrior, shape: tuple[int, int, int], rate: Tensor | None = None
-    ) -> None:
+    def __init__(self, prior: TemporalPrior, shape: tuple[int, int, int]) -> None:
+        super().__init__(shape)
         _, h, w = shape
         if h % BLOCK or w % BLOCK:
             raise TecError(
                 f"latent of {h} x {w} positions, the temporal models need multiples of {BLOCK}: "
                 f"pad images to multiples of {16 * BLOCK}"
             )
-        self.prior, self.shape, self.rate = prior, shape, rate
-        self.latents: list[Tensor] = []
+        self.prior = prior
         self._encoded: list[Tensor | None] = []
 
-    def __len__(self) -> int:
-        return len(self.latents)
-
-    def push(self, y_hat: Tensor) -> None:
+    def push(self, remembered: Tensor) -> None:
         """Add the date that was decoded last: (n, c, h, w)."""
-        self.latents = [*self.latents, y_hat][-DATES:]
+        super().push(remembered)
         self._encoded = [*self._encoded, None][-DATES:]
 
     def select(self, rows: Sequence[int]) -> History:
         """The same for some of the images."""
         if list(rows) == list(range(self.shape[0])):
             return self
-        rate = None if self.rate is None else self.rate[rows]
-        out = History(self.prior, (len(rows), *self.shape[1:]), rate)
-        out.latents = [y[rows] for y in self.latents]
-        out._encoded = [None if z is None else z[rows] for z in self._encoded]
+        out = History(self.prior, (len(rows), *self.shape[1:]))
+        out.latents = [y[list(rows)] for y in self.latents]
+        out._encoded = [None if z is None else z[list(rows)] for z in self._encoded]
         return out
 
     def before(self, dates: Sequence[Tensor], now: range) -> History:
@@ -287,8 +209,7 @@ class History:
         ``dates`` are all dates from the first on; called on the history of the first.
         """
         n, h, w = self.shape
-        rate = None if self.rate is None else self.rate.repeat(len(now))
-        out = History(self.prior, (n * len(now), h, w), rate)
+        out = History(self.prior, (n * len(now), h, w))
         needed = range(max(now.start - DATES, 0), now.stop - 1)
         encoded = {t: self._encoded_date(dates[t]) for t in needed}
         for age in range(DATES, 0, -1):
@@ -305,17 +226,12 @@ class History:
         """Blocks that are coded together."""
         return [slice(i, min(i + GROUP, self.blocks)) for i in range(0, self.blocks, GROUP)]
 
-    def context(self, blocks: slice) -> Context:
+    def context(self, blocks: slice) -> list[KeysValues]:
         """For some blocks of every image, image by image."""
-        size = blocks.stop - blocks.start
-        rate = None if self.rate is None else self.rate.repeat_interleave(size)[:, None, None]
         if not self.latents:
-            return Context(self.prior.first_context(), None, rate)
+            return self.prior.first_context()
         encoded = [self._encode(i)[:, blocks].flatten(0, 1) for i in range(len(self.latents))]
-        cells = [to_blocks(y)[:, blocks].flatten(0, 1) for y in self.latents]
-        prior = self.prior.prior(cells[0], cells[-1], rate)
-        joined = self.prior.join(encoded[0], encoded[-1])
-        return Context(self.prior.decoder.contexts(joined), prior, rate)
+        return self.prior.decoder.contexts(self.prior.join(encoded[0], encoded[-1]))
 
     def _encode(self, i: int) -> Tensor:
         """One of the dates before, encoded once."""
@@ -328,10 +244,7 @@ class History:
         """(n, c, h, w) -> (n, blocks, 64, width)."""
         where = windows(*self.shape[1:]).to(y.device)
         seen = y.flatten(2).transpose(1, 2)[:, where].flatten(0, 1)  # (n * blocks, 64, c)
-        rate = None
-        if self.rate is not None:
-            rate = self.rate.repeat_interleave(len(where))[:, None, None]
-        return self.prior.encode(seen, rate).unflatten(0, (len(y), -1))
+        return self.prior.encode(seen).unflatten(0, (len(y), -1))
 
 
 @dataclass
@@ -342,12 +255,10 @@ class DateOut:
     ----------
     y_hat : (n, c, h, w)
     features : (n, blocks, tokens, width)
-    steps : with their symbols; predicted tokens are not among them
     """
 
     y_hat: Tensor
     features: Tensor
-    steps: list[tuple[TokenStep, np.ndarray]]
 
 
 DateSteps = Generator[TokenStep, np.ndarray, DateOut]
@@ -373,8 +284,8 @@ def date_steps(
     """
     prior = history.prior
     n, h, w = history.shape
-    random = _Random(history) if forecast == "sample" else None
-    done, all_features, steps = [], [], []
+    random = history.random() if forecast == "sample" else None
+    done, all_features = [], []
     for blocks in history.groups():
         context = history.context(blocks)
         unrolling = Unrolling(prior, context, n * (blocks.stop - blocks.start))
@@ -393,11 +304,11 @@ def date_steps(
             if at < sent or random is not None:
                 index, whole = coding(*rounder.parameters(mean, log_scale))
                 if random is not None and at >= sent:
-                    symbols = coding.draw(index, random.numbers(index.shape[1]))
+                    symbols = coding.tables.draw(index, random.numbers(index.shape[1]))
                 else:
-                    step = TokenStep(index, whole, prior.layout, blocks, slice(at, at + count))
-                    symbols = yield step
-                    steps.append((step, symbols))
+                    symbols = yield TokenStep(
+                        index, whole, prior.layout, blocks, slice(at, at + count)
+                    )
                 values = symbols + whole
             else:
                 values = rounder.round(mean).astype(np.float32)
@@ -406,18 +317,4 @@ def date_steps(
         done.append(prior.layout.blocks(tokens).unflatten(0, (n, -1)))
         all_features.append(torch.cat(features, 1).unflatten(0, (n, -1)))
     y_hat = from_blocks(torch.cat(done, 1), h, w)
-    return DateOut(y_hat, torch.cat(all_features, 1), steps)
-
-
-class _Random:
-    """Numbers that encoder and decoder draw alike: Philox 4x64, keyed by the date before."""
-
-    def __init__(self, history: History) -> None:
-        n = history.shape[0]
-        last = history.latents[-1].float().cpu().numpy() if history.latents else [b""] * n
-        seeds = [zlib.crc32(np.ascontiguousarray(y, "<f4").data if len(y) else b"") for y in last]
-        self._streams = [np.random.Philox(key=seed) for seed in seeds]
-
-    def numbers(self, k: int) -> np.ndarray:
-        """(n, k) of 16 bits."""
-        return np.stack([stream.random_raw(k) >> np.uint64(48) for stream in self._streams])
+    return DateOut(y_hat, torch.cat(all_features, 1))

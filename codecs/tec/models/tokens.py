@@ -42,10 +42,6 @@ class Layout:
     def steps(self) -> int:
         return len(self.groups) * len(self.phases)
 
-    def values(self, token: int) -> int:
-        """How many values a token has."""
-        return self.groups[token // len(self.phases)] * CELLS // len(self.phases)
-
     def split(self, blocks: Tensor) -> list[Tensor]:
         """(b, 16 positions, channels) -> for each group (b, phases, values of a token)."""
         order = [p for phase in self.phases for p in phase]
@@ -94,7 +90,8 @@ def windows(h: int, w: int) -> Tensor:
 
     rows, columns = along(h), along(w)
     flat = rows[:, None, :, None] * w + columns[None, :, None, :]
-    return torch.from_numpy(flat.reshape(-1, WINDOW * WINDOW))
+    with torch.inference_mode(False):  # kept, and perhaps needed for training
+        return torch.from_numpy(flat.reshape(-1, WINDOW * WINDOW))
 
 
 @dataclass(frozen=True)
@@ -127,17 +124,3 @@ def tokens_of(values: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """Mirror of `_rows`."""
     sizes = [token.numel() // len(values) for token in like]
     return [v.reshape(t.shape) for v, t in zip(values.split(sizes, 1), like)]
-
-
-def picture(steps: Sequence[TokenStep], values: Sequence[np.ndarray], like: Tensor) -> Tensor:
-    """Numbers (n, k) for each step of a date, put where its values are: (n, c, h, w)."""
-    n, _, h, w = like.shape
-    tokens: dict[int, list[Tensor]] = {}
-    for step, numbers in zip(steps, values):
-        size = step.blocks.stop - step.blocks.start
-        width = [step.layout.values(i) for i in range(step.tokens.start, step.tokens.stop)]
-        parts = torch.from_numpy(numbers).to(like).split([size * k for k in width], 1)
-        new = [part.reshape(n * size, -1) for part in parts]
-        tokens.setdefault(step.blocks.start, []).extend(new)
-    cells = [steps[0].layout.blocks(t).unflatten(0, (n, -1)) for t in tokens.values()]
-    return from_blocks(torch.cat(cells, 1), h, w)

@@ -19,7 +19,7 @@ from ..errors import TecError
 from .blocks import AttentionBlock, ResidualUnit, channels_last, conv, deconv, round_through
 from .coding import Rounder
 from .published import load_strictly, shapes, without_prefix
-from .temporal import DateOut, DateSteps, History, Part, TemporalPrior, Unrolling, date_steps
+from .temporal import DateOut, DateSteps, History, TemporalPrior, Unrolling, date_steps
 from .tokens import CELLS, TOKENS, Layout, from_blocks, to_blocks
 from .transformer import EPSILON
 
@@ -114,22 +114,20 @@ class TTPrior(TemporalPrior):
             self.mask_token = nn.Parameter(2 * torch.rand(channels) - 1)
             self.z_cur_mask_token = nn.Parameter(2 * torch.rand(width) - 1)
 
-    def embed_window(self, windows: Tensor, rate: Tensor | None) -> Tensor:
+    def embed_window(self, windows: Tensor) -> Tensor:
         tokens = repack(windows) if self.repacked else windows
         return self.post_embedding_layernorm(self.encoder_embedding(tokens / NORM))
 
-    def embed_start(self, rate: Tensor | None) -> Tensor:
+    def embed_start(self) -> Tensor:
         return self._embed(self.learned_zero.sym[None, None])
 
-    def embed_tokens(self, values: Tensor, part: Part) -> Tensor:
+    def embed_tokens(self, values: Tensor) -> Tensor:
         return self._embed(values)
 
     def _embed(self, values: Tensor) -> Tensor:
         return self.post_embedding_layernorm(self.decoder_embedding(values / NORM))
 
-    def heads(
-        self, features: Tensor, before: Sequence[Tensor], part: Part
-    ) -> tuple[Tensor, Tensor]:
+    def heads(self, features: Tensor) -> tuple[Tensor, Tensor]:
         return self.mean_head(features), scale_of(self.scale_head(features)).log()
 
     def first_window(self) -> Tensor:
@@ -192,7 +190,7 @@ class TT(nn.Module):
     """
 
     stride = 64
-    intra = None
+    plain = True
     grid = GRID
     margin = Margin(2.0**-13, 2.0**-15)
     sha256: str
@@ -249,7 +247,15 @@ class TT(nn.Module):
             )
         return self.analysis_transform(channels_last(x))
 
-    def history(self, shape: tuple[int, int, int], compression: float | None = None) -> History:
+    def compression(self, sent: int, compression: float) -> float:
+        """A checkpoint has one rate."""
+        return compression
+
+    def margin_at(self, compression: float) -> Margin:
+        """Rounding margin."""
+        return self.margin
+
+    def history(self, shape: tuple[int, int, int]) -> History:
         """The dates before the first: none. ``shape``: images, height and width of latents."""
         return History(self.prior, shape)
 
@@ -258,12 +264,17 @@ class TT(nn.Module):
         history: History,
         rounder: Rounder,
         *,
+        compression: float | None = None,
         known: Tensor | None = None,
         sent: int = TOKENS,
         forecast: str = "mean",
     ) -> DateSteps:
         """The autoregression over one date: see `tec.models.temporal.date_steps`."""
         return date_steps(history, rounder, self.coding, known=known, sent=sent, forecast=forecast)
+
+    def remembered(self, y_hat: Tensor, compression: float | None = None) -> Tensor:
+        """What later dates see of a decoded one."""
+        return y_hat
 
     def restored(self, out: DateOut) -> Tensor:
         """What the synthesis gets for a date: latents, and what the decoder's features add."""
@@ -272,10 +283,6 @@ class TT(nn.Module):
     def _restored(self, y_hat: Tensor, features: Tensor) -> Tensor:
         inside = self.prior.feature_map(features, *y_hat.shape[2:])
         return y_hat + self.dequantizer(channels_last(inside))
-
-    def distortion(self, y: Tensor, restored: Tensor, compression: float | None = None) -> Tensor:
-        """Never asked: dates are coded in one way."""
-        raise NotImplementedError
 
     def synthesis(self, y: Tensor, compression: float | None = None) -> Tensor:
         """(n, latents, h, w) -> (n, bands, 16 h, 16 w)."""

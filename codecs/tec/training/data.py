@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
+from ..holes import fill_holes
 from ..sensors import SENSORS, canonical_bands
 
 
@@ -20,13 +23,13 @@ class Frame:
     ----------
     name : the cube it comes from
     values : (band, y, x) float32, standardised with the statistics of ``sensor``
-    repeated : whether the 20 m and 60 m bands are repeated pixels (else interpolated)
+    smooth : the same with 20 m and 60 m bands interpolated, as the networks mostly see them
     weight : how often it is drawn, relative to its extent
     """
 
     name: str
     values: np.ndarray
-    repeated: bool
+    smooth: np.ndarray
     weight: float = 1.0
 
 
@@ -55,9 +58,9 @@ def load_frames(
         for dn in cube.isel(band=[names.index(b) for b in s.bands]).values:
             if (dn == cube.attrs.get("nodata", 0)).mean() < 0.001:
                 values = (dn.astype(np.float32) - np.float32(cube.attrs["offset"]) - mean) / std
-                yield Frame(
-                    path.name, values, repeated, 1.0 if cube.attrs["level"] == levels[0] else 0.5
-                )
+                smooth = interpolate_coarse(values, s.gsd) if repeated else values
+                weight = 1.0 if cube.attrs["level"] == levels[0] else 0.5
+                yield Frame(path.name, values, smooth, weight)
 
 
 def interpolate_coarse(values: np.ndarray, gsd: tuple[int, ...]) -> np.ndarray:
@@ -87,56 +90,71 @@ def _filter(plane: np.ndarray, kernel: np.ndarray, axis: int) -> np.ndarray:
 class Crops:
     """Random crops for training.
 
-    A crop is flipped, turned, made brighter or darker as a whole, by band and by a constant, and
-    half of the crops with repeated 20 m pixels are interpolated instead: users have both kinds.
+    A crop is flipped, turned, made brighter or darker as a whole, by band and by a constant. A few
+    keep repeated 20 m pixels as they are, some lie under haze, some have holes, filled as the codec
+    fills them.
     """
 
     def __init__(self, frames: list[Frame], *, sensor: str = "S2L2A", seed: int = 0) -> None:
         self.frames = frames
-        self.gsd = SENSORS[sensor].gsd
         self.rng = np.random.default_rng(seed)
         self.weight = np.array([f.weight * np.sqrt(np.prod(f.values.shape[1:])) for f in frames])
+        s = SENSORS[sensor]
+        # Haze adds light, most in the blue: in standardised units, for reflectance 0.1 at 0.5 µm.
+        fade = (np.array(s.wavelength) / 500.0) ** -1.5
+        self.haze = (1000 * fade / np.array(s.std)).astype(np.float32)[:, None, None]
 
-    def batch(self, n: int, size: int) -> torch.Tensor:
-        """(n, band, size, size) float32, channels last."""
+    def batch(self, n: int, size: int, *, vary: bool = True) -> torch.Tensor:
+        """(n, band, size, size) float32, channels last; ``vary=False``: only flipped and turned."""
         fits = np.array([min(f.values.shape[1:]) >= size for f in self.frames])
         chance = self.weight * fits
         chosen = self.rng.choice(len(self.frames), n, p=chance / chance.sum())
-        crops = np.stack([self._crop(self.frames[i], size) for i in chosen])
+        crops = np.stack([self._crop(self.frames[i], size, vary) for i in chosen])
         return torch.from_numpy(crops).contiguous(memory_format=torch.channels_last)
 
-    def _crop(self, frame: Frame, size: int) -> np.ndarray:
+    def _crop(self, frame: Frame, size: int, vary: bool) -> np.ndarray:
         rng = self.rng
-        _, h, w = frame.values.shape
+        values = frame.values if vary and rng.random() < 0.1 else frame.smooth
+        _, h, w = values.shape
         i, j = rng.integers(h - size + 1), rng.integers(w - size + 1)
-        crop = frame.values[:, i : i + size, j : j + size]
-        if frame.repeated and rng.random() < 0.5:
-            crop = interpolate_coarse(crop, self.gsd)
+        crop = values[:, i : i + size, j : j + size]
         crop = crop[:, :: rng.choice([-1, 1]), :: rng.choice([-1, 1])]
         if rng.random() < 0.5:
             crop = crop.transpose(0, 2, 1)
-        bands = len(crop)
-        gain = np.exp(0.2 * rng.standard_normal() + 0.03 * rng.standard_normal((bands, 1, 1)))
-        shift = 0.1 * rng.standard_normal() + 0.02 * rng.standard_normal((bands, 1, 1))
-        return np.ascontiguousarray(crop * gain + shift, np.float32)
+        if vary:
+            crop = varied(crop, rng, 0.2, 0.03, 0.1)
+            if rng.random() < 0.08:
+                veil = 1.0 + 0.5 * cloudlike(rng, size, rough=0.5)
+                crop = crop + rng.exponential(0.5) * self.haze * np.maximum(veil, 0)
+            if rng.random() < 0.05:
+                holes = cloudlike(rng, size, rough=0.7) > rng.uniform(-0.5, 1.5)
+                crop = _filled(np.array(crop, np.float32), holes)
+        return np.ascontiguousarray(crop, np.float32)
 
 
-def blocks(
-    frames: list[Frame], *, gsd: tuple[int, ...], per_frame: int, seed: int = 0, size: int = 16
-) -> torch.Tensor:
-    """Random 16 x 16 blocks for the KLT, (n, band * 256) float32; half of them with interpolated
-    coarse bands."""
-    rng = np.random.default_rng(seed)
-    out = []
-    for frame in frames:
-        values = (
-            interpolate_coarse(frame.values, gsd)
-            if frame.repeated and rng.random() < 0.5
-            else frame.values
-        )
-        _, h, w = values.shape
-        for i, j in zip(
-            rng.integers(0, h - size + 1, per_frame), rng.integers(0, w - size + 1, per_frame)
-        ):
-            out.append(values[:, i : i + size, j : j + size].reshape(-1))
-    return torch.from_numpy(np.stack(out))
+def varied(
+    values: np.ndarray, rng: np.random.Generator, all_: float, band: float, shift: float
+) -> np.ndarray:
+    """(..., band, y, x) brighter or darker as a whole and by band."""
+    shape = (values.shape[-3], 1, 1)
+    gain = np.exp(all_ * rng.standard_normal() + band * rng.standard_normal(shape))
+    return values * gain + shift * (rng.standard_normal() + 0.2 * rng.standard_normal(shape))
+
+
+def cloudlike(rng: np.random.Generator, size: int, *, rough: float) -> np.ndarray:
+    """(size, size) float32, about standard normal: noise on ever finer grids."""
+    out = np.zeros((size, size), np.float32)
+    cells, share = 2, 1.0
+    while cells < size // 2:
+        coarse = rng.standard_normal((1, 1, cells, cells)).astype(np.float32)
+        fine = F.interpolate(torch.from_numpy(coarse), size=(size, size), mode="bicubic")
+        out += share * fine[0, 0].numpy()
+        cells, share = 2 * cells, share * rough
+    return out * math.sqrt(1 - rough**2)
+
+
+def _filled(crop: np.ndarray, holes: np.ndarray) -> np.ndarray:
+    if holes.any() and not holes.all():
+        for plane in crop:
+            fill_holes(plane, holes)
+    return crop

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,22 +18,29 @@ from safetensors.torch import save
 from ..entropy.portable import Margin, ScaleGrid, Writer
 from ..entropy.tables import Tables
 from ..errors import WeightsError
-from ..models.coding import drive
-from ..models.compact import CompactConfig, CompactElic, CompactFactorized
+from ..models.coding import Past, drive
+from ..models.compact import CompactElic, CompactFactorized, interpolate
+from ..models.compact_tt import CompactTT
+from ..models.densities import Rounding
 from .data import Crops, Frame
+from .sequences import Pool, series
 from .train import Pair
 
-Model = CompactElic | CompactFactorized
-#: Kept in float32: the linear transform and everything that sets a scale.
+Model = CompactElic | CompactFactorized | CompactTT
+Trained = TypeVar("Trained", Pair, CompactTT)
+#: Kept in float32: everything that sets a scale or a level. (The linear transform is orthogonal to
+#: 1e-4 in half precision: less than 0.1 DN.)
 _FLOAT32 = (
-    "klt.",
-    "inverse.",
     "log_step",
     "log_gain",
     "log_scale",
     "mean",
-    "z_mean",
-    "z_log_scale",
+    "level",
+    "unit",
+    "zero",
+    "klt.bias",
+    "newer",
+    "older",
 )
 _FACTORS = (0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0, 6.0)
 _LARGEST = 2047
@@ -38,7 +48,6 @@ _LARGEST = 2047
 
 def export(
     pair: Pair,
-    config: CompactConfig,
     frames: list[Frame],
     folder: Path,
     *,
@@ -54,49 +63,94 @@ def export(
     -------
     The entries of the manifest, by model.
     """
-    for name, parameter in pair.named_parameters():
+    _to_half(pair)
+    config = pair.elic.config
+    shared = _bytes(pair.elic.transforms, "transforms.", {})
+    models: dict[str, Model] = {"elic": pair.elic, "fp": pair.fp}
+    files = {
+        name: _finished(name, model, Scenes(frames, sensor), asdict(config), batches)
+        for name, model in models.items()
+    }
+    return _write(folder, sensor, models, shared, files)
+
+
+def export_tt(
+    tt: CompactTT,
+    frames: list[Frame],
+    folder: Path,
+    *,
+    sensor: str = "S2L2A",
+    batches: int = 60,
+) -> dict:
+    """The same for ``tt`` (and ``flex``, where it has qualities), over transforms that are there.
+
+    Its transforms are written where the sensor has none.
+    """
+    _to_half(tt)
+    shared = _bytes(tt.transforms, "transforms.", {})
+    files = {"tt": _finished("tt", tt, Scenes(frames, sensor), asdict(tt.sizes), batches)}
+    models: dict[str, Model] = {"tt": tt}
+    if tt.sizes.qualities:
+        files["flex"], models["flex"] = files["tt"], tt
+    return _write(folder, sensor, models, shared, files)
+
+
+def _to_half(module: torch.nn.Module) -> None:
+    for name, parameter in module.named_parameters():
         if not _keep(name):
             parameter.data = parameter.data.half().float()
-    pair.eval()
+    module.eval()
+
+
+def _finished(name: str, model: Model, scenes: Scenes, config: dict, batches: int) -> bytes:
+    """A checkpoint without the transforms."""
+    model.tables = fit_tables(model, scenes, batches=batches)
+    model.margins = measure_margins(model, scenes)
+    metadata = {
+        "model": name,
+        "config": json.dumps(config),
+        "margins": json.dumps([[m.absolute, m.relative] for m in model.margins]),
+    }
+    own = {f"tables.{k}": torch.from_numpy(v) for k, v in model.tables.to_arrays().items()}
+    return _bytes(model, "", metadata, own)
+
+
+def _write(
+    folder: Path, sensor: str, models: dict[str, Model], shared: bytes, files: dict[str, bytes]
+) -> dict:
     prefix = sensor.lower()
-    entry = {}
-    shared = _bytes(pair.elic.transforms, "transforms.", {})
-    files = {f"{prefix}-transforms.safetensors": shared}
-    for name, model in (("elic", pair.elic), ("fp", pair.fp)):
-        tables = fit_tables(model, frames, batches=batches)
-        model.tables = tables
-        margin = measure_margin(model, frames)
-        metadata = {
-            "model": name,
-            "config": json.dumps(asdict(config)),
-            "margin": json.dumps([margin.absolute, margin.relative]),
-        }
-        own = {f"tables.{k}": torch.from_numpy(v) for k, v in tables.to_arrays().items()}
-        files[f"{prefix}-{name}.safetensors"] = data = _bytes(model, "", metadata, own)
-        entry[name] = {
-            "files": [f"{prefix}-transforms.safetensors", f"{prefix}-{name}.safetensors"],
-            "sha256": hashlib.sha256(shared + data).hexdigest(),
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "bands": config.bands,
-            "compression": [config.rates[0], config.rates[-1]],
-        }
+    transforms = folder / f"{prefix}-transforms.safetensors"
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text()) if path.exists() else {}
+    if manifest.get(sensor) and transforms.exists() and transforms.read_bytes() != shared:
+        manifest[sensor] = {}  # of other transforms
+    entry = {}
+    for name, model in models.items():
+        own = "tt" if name == "flex" else name
+        entry[name] = {
+            "files": [transforms.name, f"{prefix}-{own}.safetensors"],
+            "sha256": hashlib.sha256(shared + files[name]).hexdigest(),
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "bands": model.config.bands,
+            "compression": [model.config.rates[0], model.config.rates[-1]],
+        }
     manifest.setdefault(sensor, {}).update(entry)
-    files[path.name] = (json.dumps(manifest, indent=1) + "\n").encode()
-    for file, content in files.items():
-        (folder / file).write_bytes(content)
+    transforms.write_bytes(shared)
+    for name, content in files.items():
+        if name != "flex":
+            (folder / f"{prefix}-{name}.safetensors").write_bytes(content)
+    path.write_text(json.dumps(manifest, indent=1) + "\n")
     return entry
 
 
-def averaged(folder: Path, *, config: CompactConfig | None = None) -> Pair:
-    """The averaged weights of a run; ``config`` may give its gain vectors other λ."""
+def averaged(folder: Path, empty: Trained) -> Trained:
+    """``empty`` with the averaged weights of a run; its configuration may give gain vectors other
+    λ."""
     if not (folder / "state.pt").exists():
         raise WeightsError(f"no training state in {folder}: run `python -m tec.training fit` first")
     state = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
-    pair = Pair(config or CompactConfig())
-    pair.load_state_dict(state["average"])
-    return pair
+    empty.load_state_dict(state["average"])
+    return empty
 
 
 def _keep(name: str) -> bool:
@@ -116,45 +170,133 @@ def _bytes(
     return save(tensors, metadata=metadata)
 
 
+#: Bits of the first, second and eighth quality of the published "flex" on one 256 x 256 date, and
+#: what goes through them: bits = 24368 · quality ** 0.705 (model card, patch 0080717).
+_FLEX = (24368 / (12 * 256**2), 0.705)
+
+
 @torch.inference_mode()
-def _run(
-    model: Model, planes: torch.Tensor, compression: float, rounder
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(index, symbols) of every step of a batch."""
-    y = model.analysis(planes, compression)
-    values = {"y": y, **model.side(y, compression)}
-    seen: list[tuple[np.ndarray, np.ndarray]] = []
+def choose_qualities(tt: CompactTT, frames: list[Frame]) -> tuple[tuple[float, int], ...]:
+    """λ and sent channels of each quality of ``flex``.
 
-    def symbols_of(step):
-        symbols = np.rint(step.select(values[step.latent]).double().numpy() - step.mean).astype(
-            np.int32
-        )
-        seen.append((step.index, symbols))
-        return symbols
+    λ such that series of ``frames`` take about the bits of the published checkpoint; channels such
+    that those left out would have taken less than half a per cent of the bits.
+    """
+    rates = tt.config.rates
+    pool = Pool(list(series(frames)), tt.transforms, np.random.default_rng(3), entries=24)
+    for _ in range(24):
+        pool.refresh()
+    seen, _ = pool.batch(24, 8)
+    at, spent = np.arange(0, len(rates) - 0.99, 0.5), []
+    for rate in at:
+        rows = torch.full((len(seen),), float(rate))
+        step = torch.exp(interpolate(tt.transforms.log_step, rows))[:, :, None, None]
+        before = [(seen[:, t] / step).round() for t in (0, 1)]
+        told = tt.told(before, (len(seen), *seen.shape[3:]), rows)
+        out = tt.estimate(seen[:, 2] / step, rows, Rounding(training=False), told)
+        spent.append(out["by_channel"].mean(0).double().numpy())
+    by_channel = np.stack(spent)  # (rates, latents)
+    samples = tt.config.bands * 16**2 * seen.shape[3] * seen.shape[4]
+    total = by_channel.sum(1) / samples
+    found = [(rates[0], 0)]
+    for quality in range(1, 17):
+        rate = np.interp(np.log(_FLEX[0] * quality ** _FLEX[1]), np.log(total), at)
+        own = [np.interp(rate, at, column) for column in by_channel.T]
+        share = np.cumsum(own) / np.sum(own)
+        lmbda = np.exp(np.interp(rate, np.arange(len(rates)), np.log(rates)))
+        found.append((float(f"{lmbda:.4g}"), int(np.searchsorted(share, 0.995)) + 1))
+    return tuple(found)
 
-    n, _, h, w = y.shape
-    drive(model.steps((n, h, w), compression, rounder), symbols_of)
-    return seen
+
+class Scenes:
+    """What tables and margins are measured on: crops of frames, and of series of dates."""
+
+    def __init__(self, frames: list[Frame], sensor: str) -> None:
+        self._frames, self._sensor = frames, sensor
+        self._source: Crops | Pool | None = None
+
+    def start(self, seed: int) -> np.random.Generator:
+        """Begin anew; the generator that draws."""
+        self._source = None
+        self._rng = np.random.default_rng(seed)
+        return self._rng
+
+    @torch.inference_mode()
+    def dates(self, model: Model, compression: float) -> Iterator[Date]:
+        """Eight images of 8 x 8 positions; for ``tt``, three dates of each."""
+        if isinstance(model, CompactTT):
+            if not isinstance(self._source, Pool):
+                places = list(series(self._frames))
+                self._source = Pool(places, model.transforms, self._rng, entries=60)
+            for _ in range(4):
+                self._source.refresh()
+            y, _ = self._source.batch(8, 8)
+            past: list[torch.Tensor] = []
+            step = model.remembered(torch.ones(8, 1, 1, 1), compression)  # of the quantiser
+            for t in range(y.shape[1]):
+                yield Date(model, compression, y[:, t] / step, past)
+                past = [*past, step * (y[:, t] / step).round()][-2:]
+        else:
+            if not isinstance(self._source, Crops):
+                self._source = Crops(self._frames, sensor=self._sensor)
+                self._source.rng = self._rng
+            x = self._source.batch(8, 128)
+            yield Date(model, compression, model.analysis(x, compression), [])
 
 
-def fit_tables(model: Model, frames: list[Frame], *, batches: int = 60, seed: int = 1) -> Tables:
+@dataclass(frozen=True)
+class Date:
+    """Latents (n, latents, h, w) of some images, and of the dates before them."""
+
+    model: Model
+    compression: float
+    y: torch.Tensor
+    past: list[torch.Tensor]
+
+    @torch.inference_mode()
+    def run(self, rounder: Any, symbols_of: Callable, rows: slice, *, double: bool = False) -> None:
+        """The autoregression over some of the images."""
+        model = self.model
+        n, _, h, w = self.y[rows].shape
+        if double:
+            model = copy.deepcopy(model).double()
+        if isinstance(model, CompactTT):
+            past = Past((n, h, w))
+            past.latents = [p[rows].to(model.log_scale) for p in self.past]
+            steps: Any = model.date(past, rounder, compression=self.compression)
+        else:
+            steps = model.steps((n, h, w), self.compression, rounder)
+        drive(steps, symbols_of)
+
+    def coded(self, rounder: Any) -> list[tuple[np.ndarray, np.ndarray]]:
+        """(index, symbols) of every step."""
+        seen: list[tuple[np.ndarray, np.ndarray]] = []
+
+        def symbols_of(step: Any) -> np.ndarray:
+            rest = step.select(self.y).double().numpy() - step.mean
+            seen.append((step.index, np.rint(rest).astype(np.int32)))
+            return seen[-1][1]
+
+        self.run(rounder, symbols_of, slice(0, len(self.y)))
+        return seen
+
+
+def fit_tables(model: Model, scenes: Scenes, *, batches: int = 60, seed: int = 1) -> Tables:
     """Integer tables, one a level of the scale grid, fitted to the symbols met there.
 
     Each table is a mixture of logistic and Gaussian laws of several widths around the level's own;
     the weights are those of maximum likelihood, held together by a few hundred made-up symbols.
     """
-    grid = model.grid
+    grid, rates = model.grid, model.config.rates
     counts = np.zeros((grid.levels, 2 * _LARGEST + 1))
-    crops = Crops(frames, seed=seed)
+    rng = scenes.start(seed)
     for _ in range(batches):
-        rate = crops.rng.uniform(0, len(model.config.rates) - 1)
-        compression = float(
-            np.exp(np.interp(rate, np.arange(len(model.config.rates)), np.log(model.config.rates)))
-        )
-        rounder = Writer(8, grid, Margin(0.0, 0.0))
-        for index, symbols in _run(model, crops.batch(8, 128), compression, rounder):
-            place = np.clip(symbols, -_LARGEST, _LARGEST) + _LARGEST
-            np.add.at(counts, (index.ravel(), place.ravel()), 1)
+        at = rng.uniform(0, len(rates) - 1)
+        compression = float(np.exp(np.interp(at, np.arange(len(rates)), np.log(rates))))
+        for date in scenes.dates(model, compression):
+            for index, symbols in date.coded(Writer(8, grid, Margin(0.0, 0.0))):
+                place = np.clip(symbols, -_LARGEST, _LARGEST) + _LARGEST
+                np.add.at(counts, (index.ravel(), place.ravel()), 1)
     return Tables.from_pmfs(
         [_fit(counts[level], grid.scales[level]) for level in range(grid.levels)]
     )
@@ -215,37 +357,38 @@ class _Recorder:
         return self.writer.round(values, step)
 
 
-def measure_margin(
-    model: Model, frames: list[Frame], *, seed: int = 2, safety: float = 4.0
-) -> Margin:
-    """A margin at least ``safety`` times the largest difference between evaluations.
+def measure_margins(
+    model: Model, scenes: Scenes, *, seed: int = 2, safety: float = 4.0
+) -> tuple[Margin, ...]:
+    """For each rate a margin at least ``safety`` times the largest difference between evaluations.
 
     Compared are batches of 8 and of 1, one and two threads, and float64; agreed integers in,
     floats out.
     The absolute part is what small parameters need, the relative one what large means need more.
     """
-    crops = Crops(frames, seed=seed)
+    scenes.start(seed)
     threads = torch.get_num_threads()
-    size, difference = [], []
-    for compression in (
-        model.config.rates[:: max(1, len(model.config.rates) // 4)] + model.config.rates[-1:]
-    ):
-        base = _Recorder(8, model.grid)
-        symbols = [s for _, s in _run(model, crops.batch(8, 128), compression, base)]
-        runs = [_again(model, base, symbols, compression, slice(i, i + 1)) for i in (0, 5)]
-        runs.append(_again(_double(model), base, symbols, compression, slice(0, 8)))
-        try:
-            torch.set_num_threads(1)
-            runs.append(_again(model, base, symbols, compression, slice(0, 8)))
-        finally:
-            torch.set_num_threads(threads)
-        for now, then in (pair for run in runs for pair in run):
-            size.append(np.abs(then).ravel())
-            difference.append(np.abs(now - then).ravel())
-    x, d = np.concatenate(size), np.concatenate(difference)
-    absolute = _power(safety * d[x < 4].max(initial=2.0**-24))
-    beyond = np.maximum(safety * d - absolute, 0) / np.maximum(x, 1)
-    return Margin(absolute, _power(max(float(beyond.max()), 2.0**-22)))
+    margins = []
+    for compression in model.config.rates:
+        size, difference = [], []
+        for date in scenes.dates(model, compression):
+            base = _Recorder(8, model.grid)
+            symbols = [s for _, s in date.coded(base)]
+            runs = [_again(date, base, symbols, slice(i, i + 1)) for i in (0, 5)]
+            runs.append(_again(date, base, symbols, slice(0, 8), double=True))
+            try:
+                torch.set_num_threads(1)
+                runs.append(_again(date, base, symbols, slice(0, 8)))
+            finally:
+                torch.set_num_threads(threads)
+            for now, then in (pair for run in runs for pair in run):
+                size.append(np.abs(then).ravel())
+                difference.append(np.abs(now - then).ravel())
+        x, d = np.concatenate(size), np.concatenate(difference)
+        absolute = _power(safety * d[x < 4].max(initial=2.0**-24))
+        beyond = np.maximum(safety * d - absolute, 0) / np.maximum(x, 1)
+        margins.append(Margin(absolute, _power(max(float(beyond.max()), 2.0**-22))))
+    return tuple(margins)
 
 
 def _power(x: float) -> float:
@@ -254,21 +397,15 @@ def _power(x: float) -> float:
 
 
 def _again(
-    model: Model, base: _Recorder, symbols: list[np.ndarray], compression: float, rows: slice
+    date: Date, base: _Recorder, symbols: list[np.ndarray], rows: slice, *, double: bool = False
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Pairs of (parameters now, parameters then) of the same symbols and decisions, for some rows
     of the batch."""
     n = len(range(8)[rows])
-    recorder = _Recorder(n, model.grid, [(index[rows], mean[rows]) for index, mean in base.given])
-    given = iter([s[rows] for s in symbols])
-    with torch.inference_mode():
-        drive(model.steps((n, 8, 8), compression, recorder), lambda step: next(given))
+    given = [(index[rows], mean[rows]) for index, mean in base.given]
+    recorder = _Recorder(n, date.model.grid, given)
+    answers = iter([s[rows] for s in symbols])
+    date.run(recorder, lambda step: next(answers), rows, double=double)
     return [
         (now, then[rows]) for a, b in zip(recorder.asked, base.asked) for now, then in zip(a, b)
     ]
-
-
-def _double(model: Model) -> Model:
-    import copy
-
-    return copy.deepcopy(model).double()

@@ -1,29 +1,23 @@
-"""Training of the built-in ``tt`` on the latents of transforms that stay as they are."""
+"""Training of the built-in ``tt``: the context model, told of dates before; transforms stay."""
 
 from __future__ import annotations
 
 import copy
-import json
-import math
-import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
-import torch.nn as nn
 from torch import Tensor
 
-from ..models.compact import CompactElic, interpolate
-from ..models.compact_tt import CompactPrior, CompactTTConfig
-from ..models.densities import Rounding, integer_bits
-from ..models.temporal import Context, Prediction, Unrolling
-from ..models.tokens import TOKENS, windows
+from ..models.compact import TRUST, CompactElic, Group, interpolate
+from ..models.compact_tt import DATES, CompactTT, CompactTTConfig
+from ..models.densities import Rounding
+from .data import Crops, Frame
+from .run import Run, half_precision
 from .sequences import Pool, Series
-
-#: Of a window's 64 positions, those of the block.
-MIDDLE = [8 * row + column for row in range(2, 6) for column in range(2, 6)]
+from .train import EXTRA, curves, extend
 
 
 @dataclass(frozen=True)
@@ -33,261 +27,223 @@ class TemporalRecipe:
     Attributes
     ----------
     steps : optimiser steps of the whole schedule
-    blocks : series of blocks in a batch
-    refresh : steps after which one entry of the pool is made anew
+    positions : latent positions a step, about, over all dates
+    sizes : edges of the crops, in latent positions
+    partial : share of batches in which only the strongest channels of the last date are known, and
+        the rest is what is predicted for it: what ``flex`` does
+    stray : share of images that are told of another place: a date before may say nothing (clouds,
+        snow), which is to be noticed while the first groups are decoded
+    refresh : steps until one of the pool's entries is made anew
     """
 
     steps: int = 6000
-    blocks: int = 24
-    refresh: int = 4
-    learning_rate: float = 1e-3
-    warm_up: int = 200
-    flat: float = 0.3
+    positions: int = 1152
+    sizes: tuple[int, ...] = (6, 8, 12)
+    partial: float = 0.15
+    stray: float = 0.3
+    learning_rate: float = 3e-4
+    warm_up: int = 100
+    flat: float = 0.15
     ema: float = 0.998
+    refresh: int = 6
+    entries: int = 250
     seed: int = 0
     model: CompactTTConfig = field(default_factory=CompactTTConfig)
 
 
-def quantised(y: Tensor, around_means: float = 0.5) -> tuple[Tensor, Tensor]:
-    """The context that a decoder has of (b, dates, 64, latents), and integers.
+@torch.no_grad()
+def start_from_elic(tt: CompactTT, elic: CompactElic) -> None:
+    """Its context model, and nothing told."""
+    tt.transforms.load_state_dict(elic.transforms.state_dict())
+    tt.log_scale.copy_(elic.log_scale)
+    side = tt.sizes.side
+    for mine, given in zip(tt.groups, elic.groups):
+        own, known = mine.state_dict(), given.state_dict()
+        weight = torch.zeros_like(own["trunk.0.weight"])
+        source = known["trunk.0.weight"]
+        weight[:, 0] = source[:, 0]
+        at, k = 1 + side, 1
+        for size in elic.config.groups:
+            if k >= source.shape[1]:
+                break
+            weight[:, at : at + size] = source[:, k : k + size]
+            at, k = at + 2 * size, k + size
+        mine.load_state_dict({**own, **known, "trunk.0.weight": weight})
 
-    The first date is coded around means, not to integers; that is imitated in a share of the
-    entries.
-    """
-    whole = y.round()
-    first = y[:, :1] + torch.rand_like(y[:, :1]) - 0.5
-    first = torch.where(torch.rand(len(y), 1, 1, 1) < around_means, first, whole[:, :1])
-    return torch.cat([first, whole[:, 1:]], 1), whole
+
+@torch.no_grad()
+def fit_prediction(tt: CompactTT, pool: Pool, entries: int = 60) -> None:
+    """Least squares of each latent from the same one a date and two dates before."""
+    sums = torch.zeros(5, tt.config.latents, dtype=torch.float64)
+    for _ in range(entries):
+        pool.refresh()
+        y = pool.latest().double().cpu()
+        if len(y) < 3:
+            continue
+        b, a, x = y[:3]  # two dates before, one before, now
+        pairs = ((a, a), (a, b), (b, b), (a, x), (b, x))
+        # Places weigh alike, or a bright one would have the say.
+        scale = x.square().mean((1, 2)) + 1e-3
+        sums += torch.stack([(p * q).mean((1, 2)) / scale for p, q in pairs])
+    aa, ab, bb, ax, bx = sums
+    ridge = 0.02 * (aa + bb) + 1e-9
+    aa, bb = aa + ridge, bb + ridge
+    determinant = aa * bb - ab**2
+    newer, older = (ax * bb - bx * ab) / determinant, (bx * aa - ax * ab) / determinant
+    alone = ax / aa
+    share = 1 / torch.sigmoid(torch.tensor(TRUST + 1.0))  # about what trust takes off
+    tt.newer[0] = (alone.clamp(0, 1) * share).float()
+    tt.newer[1] = (newer.clamp(-1, 1) * share).float()
+    tt.older[:] = (older.clamp(-1, 1) * share).float()
 
 
-def predictions(
-    prior: CompactPrior, context: Tensor, seen: Tensor, rate: Tensor
-) -> Iterator[tuple[list[Tensor], Prediction]]:
-    """Tokens of each date but the first, and what is predicted of them.
+@torch.no_grad()
+def extend_tt(source: CompactTT, target: CompactTT, frames: list[Frame], sensor: str) -> None:
+    """A ``tt`` for a sensor with more bands, before it is trained: see `train.extend`."""
+    extend(source.transforms, target.transforms, ("S2L2A", sensor))
+    own = source.state_dict()
+    keep = {k: v for k, v in target.state_dict().items() if k.startswith("transforms.")}
+    target.load_state_dict({**own, **keep})
+    new = EXTRA * (target.config.bands - source.config.bands)
+    x = torch.stack([c for _ in range(8) for c in Crops(frames, sensor=sensor).batch(8, 96)])
+    spread = target.transforms.latent(x).std((0, 2, 3))[-new:]
+    target.log_scale[-new:] = torch.log(0.4 * spread)
+    last = cast(Group, target.groups[-1])
+    size = target.config.groups[-1]
+    for layer in (last.anchors, last.others):
+        for first in (size - new, 2 * size - new):  # means, then scales
+            for values in layer.parameters():
+                values[first : first + new] = 0
+    last.neighbours.weight[-new:] = 0
+    target.newer[..., -new:] = 0.5
+    target.older[..., -new:] = 0
+
+
+class TemporalTrainer(Run):
+    """Of the context model and of what reads the dates before. Transforms stay as they are.
 
     Parameters
     ----------
-    context : (b, dates, 64, latents) windows in quantiser steps, as a decoder has them
-    seen : (b, dates, 64, latents), of which the middle is coded: integers
-    rate : (b,)
+    start : what is trained further, or the ``elic`` that it starts from
     """
-    b, dates = seen.shape[:2]
-    column = rate[:, None, None]
-    encoded = [prior.encode(context[:, t], column) for t in range(dates - 1)]
-    for t in range(1, dates):
-        older, newer = (context[:, max(t - age, 0)][:, MIDDLE] for age in (2, 1))
-        joined = prior.join(encoded[max(t - 2, 0)], encoded[t - 1])
-        given = Context(prior.decoder.contexts(joined), prior.prior(older, newer, column), column)
-        tokens = prior.layout.tokens(seen[:, t][:, MIDDLE])
-        yield tokens, Unrolling(prior, given, b).predict(tokens[:-1], TOKENS)
-
-
-def series_bits(prior: CompactPrior, context: Tensor, seen: Tensor, rate: Tensor) -> Tensor:
-    """Bits of each date but the first, (b, dates - 1); see `predictions`."""
-    bits = []
-    for tokens, out in predictions(prior, context, seen, rate):
-        each = [integer_bits(v, m, s).sum(1) for v, m, s in zip(tokens, out.means, out.log_scales)]
-        bits.append(torch.stack(each).sum(0))
-    return torch.stack(bits, 1)
-
-
-class TemporalTrainer:
-    """``state.pt`` in ``folder`` is written every few minutes; a resumed run makes its pool of
-    latents anew, so that it goes on like the first one, not exactly as it would have."""
 
     def __init__(
         self,
         recipe: TemporalRecipe,
-        elic: CompactElic,
-        train: list[Series],
+        start: CompactElic | CompactTT,
+        places: list[Series],
         val: list[Series],
         folder: Path,
         device: str = "cpu",
     ) -> None:
         torch.manual_seed(recipe.seed)
-        self.recipe, self.elic, self.val = recipe, elic, val
-        self.folder, self.device = folder, device
-        self.pool = Pool(train, elic.transforms, seed=recipe.seed)
-        self.prior = CompactPrior(recipe.model)
-        self.typical = self._start()
-        self.prior.to(device)
-        self.average = copy.deepcopy(self.prior).requires_grad_(False)
-        plain = ("newer", "older", "log_scale", "energy.weight", "energy.bias")
-        linear = [p for n, p in self.prior.named_parameters() if n in plain]
-        spread = [p for n, p in self.prior.named_parameters() if n.startswith("spread")]
-        other = [
-            p
-            for n, p in self.prior.named_parameters()
-            if n not in plain and not n.startswith("spread")
-        ]
-        self.optimiser = torch.optim.AdamW(
-            [
-                {"params": linear, "factor": 2.0, "weight_decay": 0.0},
-                {"params": spread, "factor": 0.3, "weight_decay": 0.0},
-                {"params": other, "factor": 1.0, "weight_decay": 0.01},
-            ],
-            lr=recipe.learning_rate,
-            betas=(0.9, 0.98),
-        )
-        self.step = 0
-        self.seconds = 0.0
-        self.history: list[dict] = []
-        folder.mkdir(parents=True, exist_ok=True)
-        if (folder / "state.pt").exists():
-            self._resume()
+        rng = np.random.default_rng(recipe.seed)
+        self.val, self.alone = val, copy.deepcopy(start).to(device).eval()
+        tt = start if isinstance(start, CompactTT) else CompactTT(recipe.model)
+        if isinstance(start, CompactElic):
+            start_from_elic(tt, start)
+        tt.to(device)
+        self.pool = Pool(places, tt.transforms, rng, entries=recipe.entries)
+        if isinstance(start, CompactElic) and not (folder / "state.pt").exists():
+            fit_prediction(tt, self.pool)
+        tt.transforms.requires_grad_(False)
+        tt.train()
+        super().__init__(recipe, tt, folder, device, rng)
+        self.typical = self._typical()
 
     @torch.no_grad()
-    def _start(self, batches: int = 12) -> Tensor:
-        """Set the linear part by least squares; returns typical bits of a block at each rate."""
-        pairs = [self.pool.batch(64) for _ in range(batches)]
-        for _ in range(2 * batches):
+    def _typical(self) -> Tensor:
+        """Bits a position that a date takes by itself, at each rate: (rates,)."""
+        y, _ = self.pool.batch(8, 8)
+        out = []
+        for rate in range(len(self.recipe.model.image.rates)):
+            rates = torch.full((len(y),), float(rate), device=self.device)
+            bits = by_itself(self.alone, y[:, 0].to(self.device) / self._step(rates), rates)
+            out.append(bits.mean() / (y.shape[-1] * y.shape[-2]))
+        return torch.stack(out)
+
+    def _step(self, rate: Tensor) -> Tensor:
+        return torch.exp(interpolate(self.module.transforms.log_step, rate))[:, :, None, None]
+
+    def loss(self) -> Tensor:
+        r, rng = self.recipe, self.rng
+        if self.step % r.refresh == 0 or len(self.pool) < 60:
             self.pool.refresh()
-        seen = torch.cat([s[n > 1][:, :3][:, :, MIDDLE] for s, n in pairs])  # (b, 3, 16, c)
-        old, new, now = (seen[:, t].flatten(0, 1) for t in range(3))
-        a, b, c = (new * new).mean(0), (old * old).mean(0), (new * old).mean(0)
-        p, q = (now * new).mean(0), (now * old).mean(0)
-        a, b = 1.05 * a + 1e-4, 1.05 * b + 1e-4
-        determinant = a * b - c * c
-        newer, older = (p * b - q * c) / determinant, (q * a - p * c) / determinant
-        missed = (now - newer * new - older * old).abs().mean(0)
-        log_step = self.elic.transforms.log_step
-        self.prior.newer.copy_(newer.expand_as(self.prior.newer))
-        self.prior.older.copy_(older.expand_as(self.prior.older))
-        size = torch.log(0.7 * missed + 0.05 * log_step.exp()) - log_step
-        self.prior.log_scale.copy_(size.clamp(-3.0, 6.0))
-        typical = []
-        for i in range(len(log_step)):
-            rate = torch.full((64,), float(i))
-            context, whole = self._quantised(pairs[i % batches][0], rate)
-            typical.append(series_bits(self.prior, context, whole, rate).mean())
-        return torch.stack(typical)
+        size = int(rng.choice(r.sizes))
+        n = max(1, r.positions // (size**2 * self.pool.dates))
+        seen, lengths = self.pool.batch(n, size)
+        n, dates, _, h, w = seen.shape
+        last = len(self.typical) - 1
+        rate = torch.from_numpy(rng.uniform(0, last, n).astype(np.float32)).to(self.device)
+        seen = seen.to(self.device)
+        step = self._step(rate)[:, None]
+        y = seen / step
+        stray = torch.from_numpy(rng.random((n, 1, 1, 1, 1)) < r.stray).to(self.device)
+        past = torch.where(stray, seen.roll(1, 0), seen) / step
+        known = torch.round(past + 0.5 * (torch.rand_like(y) - 0.5))  # as if rounded around means
+        if rng.random() < r.partial:
+            sent = int(rng.choice(np.cumsum(r.model.image.groups)))
+            known[:, :, sent:] = 0
+        values = []
+        # No, one and two dates before. (A batch of one length goes through the network at a time.)
+        for t in range(dates):
+            with half_precision(self.device):
+                before = [known[:, i] for i in range(max(0, t - DATES), t)]
+                told = self.module.told(before, (n, h, w), rate)
+                bits = self.module.estimate(y[:, t], rate, Rounding(training=True), told)["bits"]
+            typical = interpolate(self.typical.log()[:, None], rate).exp()[:, 0]
+            # Logarithms, so that all rates and places weigh alike; nearly empty ones a little less.
+            value = torch.log(bits / (h * w) / typical + 0.2)
+            there = (lengths > t).to(value)
+            values.append((value * there).sum() / n * (0.3 if t == 0 else 1.0))
+        return torch.stack(values).sum() / 2.3
 
-    def _quantised(self, seen: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
-        step = interpolate(self.elic.transforms.log_step, rate).exp()[:, None, None]
-        return quantised(seen / step)
-
-    def _resume(self) -> None:
-        # A state of our own making: tensors, numbers and the generator's dictionary.
-        state = torch.load(self.folder / "state.pt", weights_only=True, map_location=self.device)
-        self.prior.load_state_dict(state["prior"])
-        self.average.load_state_dict(state["average"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
-        self.pool.rng.bit_generator.state = json.loads(state["numpy"])
-        torch.set_rng_state(state["torch"].cpu())
-
-    def save(self) -> None:
-        state = {
-            "prior": self.prior.state_dict(),
-            "average": self.average.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "step": self.step,
-            "seconds": self.seconds,
-            "history": self.history,
-            "numpy": json.dumps(self.pool.rng.bit_generator.state),
-            "torch": torch.get_rng_state(),
-        }
-        torch.save(state, self.folder / "state.pt.new")
-        (self.folder / "state.pt.new").replace(self.folder / "state.pt")
-
-    def _learning_rate(self) -> float:
-        r = self.recipe
-        progress = self.step / r.steps
-        decay = (
-            1.0
-            if progress < r.flat
-            else 0.5 * (1 + math.cos(math.pi * (progress - r.flat) / (1 - r.flat)))
-        )
-        return r.learning_rate * min(1.0, (self.step + 1) / r.warm_up) * decay + 1e-7
-
-    def one_step(self) -> float:
-        r = self.recipe
-        for group in self.optimiser.param_groups:
-            group["lr"] = self._learning_rate() * group["factor"]
-        if self.step % r.refresh == 0:
-            self.pool.refresh()
-        seen, lengths = self.pool.batch(r.blocks)
-        rate = torch.rand(r.blocks) * (len(self.typical) - 1)
-        context, whole = self._quantised(seen, rate)
-        context, whole, rate = (v.to(self.device) for v in (context, whole, rate))
-        bits = series_bits(self.prior, context, whole, rate)
-        there = (torch.arange(1, seen.shape[1]) < lengths[:, None]).to(bits)
-        typical = interpolate(self.typical.log()[:, None].to(bits), rate).exp()  # (b, 1)
-        # Logarithms, so that all rates and places weigh alike; nearly empty ones a little less.
-        value = (torch.log(bits / typical + 0.2) * there).sum() / there.sum()
-        self.optimiser.zero_grad(set_to_none=True)
-        value.backward()
-        nn.utils.clip_grad_norm_(self.prior.parameters(), 1.0)
-        self.optimiser.step()
-        keep = min(r.ema, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            for mean, now in zip(self.average.parameters(), self.prior.parameters()):
-                mean.lerp_(now, 1 - keep)
-        self.step += 1
-        return value.item()
-
-    def run(self, *, minutes: float = math.inf, every: float = 5.0) -> None:
-        """Train to the end of the schedule or for ``minutes``; report and save every few
-        minutes."""
-        start = last = time.monotonic()
-        recent: list[float] = []
-        while self.step < self.recipe.steps and time.monotonic() - start < 60 * minutes:
-            recent.append(self.one_step())
-            if not math.isfinite(recent[-1]):
-                raise FloatingPointError(
-                    f"loss is {recent[-1]} at step {self.step}: resume with a smaller learning rate"
-                )
-            if time.monotonic() - last > 60 * every or self.step == self.recipe.steps:
-                self.seconds += time.monotonic() - last
-                self.report(float(np.mean(recent)))
-                self.save()
-                last, recent = time.monotonic(), []
-        self.save()
-
-    def report(self, loss: float) -> None:
-        """Measure the averaged weights on the validation series, beside ``elic``."""
-        row: dict = {
-            "step": self.step,
-            "seconds": round(self.seconds),
-            "loss": loss,
-            "recipe": asdict(self.recipe),
-            "tt": [],
-            "elic": [],
-        }
+    def measure(self) -> tuple[dict, str]:
+        self.average.eval()
+        row: dict = {"tt": [], "alone": []}
         for rate in range(0, len(self.typical), 2) if self.val else ():
-            tt, elic = compare(self.average, self.elic, self.val, float(rate))
+            tt, alone = compare(cast(CompactTT, self.average), self.alone, self.val, float(rate))
             row["tt"].append(tt)
-            row["elic"].append(elic)
-        self.history.append(row)
-        (self.folder / "history.json").write_text(json.dumps(self.history, indent=1))
-        points = "  ".join(f"{a:.4f}/{b:.4f}={a / b:.3f}" for a, b in zip(row["tt"], row["elic"]))
-        print(
-            f"step {self.step} ({self.seconds / 60:.0f} min)  loss {loss:.4f}  tt/elic {points}",
-            flush=True,
-        )
+            row["alone"].append(alone)
+        pairs = zip(row["tt"], row["alone"])
+        text = "  ".join(f"{a:.4f}/{b:.4f}={a / b:.3f}" for a, b in pairs)
+        return row, f"tt/alone {text}"
+
+    def plot(self, path: Path) -> None:
+        if self.val:
+            rows = [
+                {**row, "ratio": [(b, a / b) for a, b in zip(row["tt"], row["alone"])]}
+                for row in self.history
+            ]
+            curves(rows, "ratio", path, "size relative to dates by themselves")
+
+
+def by_itself(model: CompactElic | CompactTT, y: Tensor, rate: Tensor) -> Tensor:
+    """Bits (n,) of dates that are told nothing."""
+    told = None
+    if isinstance(model, CompactTT):
+        told = model.told([], (len(y), *y.shape[2:]), rate)
+    return model.estimate(y, rate, Rounding(training=False), told)["bits"]
 
 
 @torch.inference_mode()
 def compare(
-    prior: CompactPrior, elic: CompactElic, places: list[Series], rate: float
+    tt: CompactTT, alone: CompactElic | CompactTT, places: list[Series], rate: float
 ) -> tuple[float, float]:
-    """bpppb of all dates but the first, estimated: of ``tt``, where a date may be coded as by
-    ``elic`` if that is smaller, and of ``elic`` alone."""
-    tt_bits = elic_bits = samples = 0.0
+    """bpppb of all dates but the first, estimated: of ``tt``, and of dates by themselves."""
+    tt_bits = own_bits = samples = 0.0
+    device = tt.log_scale.device
     for place in places:
-        t, _, h, w = place.values.shape
-        h, w = (min(s // 64 * 64, 256) for s in (h, w))
-        x = torch.from_numpy(place.values[:, :, :h, :w])
-        rates = torch.full((t,), rate)
-        out = elic(x, rates, Rounding(training=False))
-        y = out["y"]
-        context = torch.cat([out["y_hat"][:1], y[1:].round()])
-        where = windows(*y.shape[2:])
-        seen = y.round().flatten(2)[:, :, where].permute(2, 0, 3, 1)  # (blocks, t, 64, c)
-        given = context.flatten(2)[:, :, where].permute(2, 0, 3, 1)
-        bits = series_bits(prior, given, seen, torch.full((len(where),), rate)).sum(0)
-        own = out["bits"][1:]
-        tt_bits += float(torch.minimum(bits, own).sum())
-        elic_bits += float(own.sum())
+        t, _, h, w = place.smooth.shape
+        h, w = (min(s // 16 * 16, 256) for s in (h, w))
+        x = torch.from_numpy(place.smooth[: min(t, 6), :, :h, :w]).to(device)
+        rates = torch.full((len(x),), rate, device=device)
+        y = tt.transforms.encode(x, rates)
+        known = [part[None].round() for part in y]
+        for i in range(1, len(x)):
+            told = tt.told(known[max(0, i - DATES) : i], (1, *y.shape[2:]), rates[:1])
+            out = tt.estimate(y[i : i + 1], rates[:1], Rounding(training=False), told)
+            tt_bits += float(out["bits"].sum())
+        own_bits += float(by_itself(alone, y[1:], rates[1:]).sum())
         samples += x[1:].numel()
-    return tt_bits / samples, elic_bits / samples
+    return tt_bits / samples, own_bits / samples

@@ -1,0 +1,162 @@
+"""The comparison with other codecs: each goes there and back, curves compare as they should, and a
+run ends in figures."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from scenes import scene
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+
+import curves
+import measuring
+import rate_distortion
+import report
+import validation
+from baselines import BASELINES
+
+CURVE = [(0.05, 35.0), (0.1, 38.0), (0.2, 41.0), (0.5, 45.0)]
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_finer_settings_cost_bytes_and_save_error(name: str) -> None:
+    codec = BASELINES[name]
+    if why := codec.missing():
+        pytest.skip(why)
+    dn = scene(2 if codec.series else 1, 4, 128, 128)
+    sizes, errors = [], []
+    for setting in codec.settings[-5::2]:
+        parts = codec.encode(dn, setting)
+        assert all(isinstance(part, bytes) for part in parts)
+        back = codec.decode(parts, dn.shape)
+        assert back.shape == dn.shape
+        assert back.dtype.kind in "iu"
+        sizes.append(sum(map(len, parts)))
+        errors.append(np.sqrt(np.mean((back - dn.astype(float)) ** 2)))
+    assert sizes == sorted(set(sizes))
+    assert errors == sorted(set(errors), reverse=True)
+    assert errors[-1] < 60
+
+
+@pytest.mark.parametrize("name", ["KLT + JPEG 2000", "HEVC, a video a band"])
+def test_very_bright_pixels_survive(name: str) -> None:
+    codec = BASELINES[name]
+    if why := codec.missing():
+        pytest.skip(why)
+    dn = scene(1, 12, 64, 64)
+    dn[..., :16, :16] = 60000  # more than 16 bits, once the bands are added up
+    back = codec.decode(codec.encode(dn, codec.settings[-1]), dn.shape)
+    assert np.abs(back[..., 4:12, 4:12] - 60000).max() < 300
+    assert np.sqrt(np.mean((back - dn.astype(float)) ** 2)) < 100
+
+
+def test_every_codec_has_a_line_in_the_plot() -> None:
+    assert set(report._LINES) == {codec.family for codec in measuring.CODECS.values()}
+
+
+def test_rates_between_and_beyond_points() -> None:
+    assert curves.rate_at(CURVE, 39.5) == pytest.approx(math.sqrt(0.1 * 0.2))
+    assert curves.rate_at(CURVE, 45.1) == math.inf
+
+
+def test_the_better_of_two_curves() -> None:
+    other = [(0.2, 34.0), (0.12, 37.0), (0.15, 41.0)]  # its first point is beaten by its second
+    expected = [(0.05, 35), (0.05 * 2 ** (2 / 3), 37), (0.1, 38), (0.15, 41), (0.5, 45)]
+    np.testing.assert_allclose(curves.best([CURVE, other]), expected)
+
+
+def test_bd_rate() -> None:
+    pytest.importorskip("scipy", reason="scipy is not installed")
+    half = [(rate / 2, q) for rate, q in CURVE]
+    assert curves.bd_rate(CURVE, CURVE) == 0
+    assert curves.bd_rate(CURVE, half) == pytest.approx(-50)
+    assert curves.bd_rate(half, CURVE) == pytest.approx(100)
+    assert curves.bd_rate(CURVE, half[:3]) == pytest.approx(-50, abs=0.1)
+    assert math.isnan(curves.bd_rate(CURVE, [(0.1, 46.0), (0.2, 48.0)]))
+
+
+def test_the_worst_place_of_a_curve() -> None:
+    other = [(0.05, 35.0), (0.1, 38.0), (0.22, 41.0), (0.5, 45.0), (9.0, 46.0)]
+    assert curves.excess(CURVE, other) == (pytest.approx(10), pytest.approx(41))
+    assert math.isnan(curves.excess(CURVE, [(1.0, 50.0), (2.0, 52.0)])[0])
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A folder with a place of six dates, one of them with nodata, and one of a single date."""
+    for place, dates in (("l2a_ssl4eos12v11_val_1", 6), ("l2a_gelos_v040_1", 1)):
+        dn = scene(dates, 12, 70, 64)
+        if dates > 1:
+            dn[1, :, :20] = 0
+            dn[2, :, :8, :8] += 13000
+        cube = xr.DataArray(
+            dn,
+            dims=("time", "band", "y", "x"),
+            coords={"band": list(measuring.tec.CodecConfig().bands)},
+            attrs={"level": "L2A", "offset": 0},
+            name="reflectance",
+        )
+        cube.to_dataset().to_zarr(tmp_path / "val" / f"{place}.zarr", consolidated=False)
+    return tmp_path / "val"
+
+
+def test_places_and_their_chunks(data: Path) -> None:
+    (kind, single), (_, place) = validation.places(data)
+    assert (kind, single.place) == ("frames", "l2a_gelos_v040_1")
+    assert place.dates == (0, 2, 3, 4, 5)
+    assert place.dn.shape == (5, 12, 64, 64)
+    assert [c.dates for c in place.chunks()] == [(0, 2, 3, 4), (5,)]
+    assert [c.name[-3:] for c in place.images()] == ["[0]", "[2]", "[3]", "[4]", "[5]"]
+    assert validation.unusual(place.images()[1]).startswith("up to 1")
+    assert validation.unusual(single) == ""
+    limited = [(p.place, p.dates) for _, p in validation.places(data, frames=3, dates=3)]
+    assert limited == [(single.place, (0,)), (place.place, (0, 2))]
+
+
+@pytest.mark.slow
+def test_a_run_gives_figures_and_goes_on_where_it_was(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("scipy", reason="scipy is not installed")
+    out, plot = tmp_path / "out.json", tmp_path / "out.png"
+    arguments = ["--data", str(data), "--models", "elic", "tt", "--codecs", "JPEG 2000", "--quick"]
+    arguments += ["--json", str(out), "--plot", str(plot)]
+    rate_distortion.main(arguments)
+    text = capsys.readouterr().out
+    assert "all places: 3 frames" in text
+    assert "BD-rate in % against" in text
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    result = json.loads(out.read_text())
+    assert list(result["groups"]) == ["SSL4EO-S12 places", "all places"]
+    assert result["series"]["SSL4EO-S12, four seasons"]["dates"] == 1
+    data_of_all = result["groups"]["all places"]
+    for rows in data_of_all["points"].values():
+        assert [r["bpppb"] for r in rows] == sorted(r["bpppb"] for r in rows)
+        assert all(len(r["bands"]) == 12 for r in rows)
+    (unusual,) = result["unusual"]
+    assert unusual["frame"] == "l2a_ssl4eos12v11_val_1[2]"
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("measured twice")
+
+    monkeypatch.setattr(measuring, "measure", refuse)
+    rate_distortion.main(arguments)
+    assert json.loads(out.read_text())["groups"] == result["groups"]
+
+
+def test_a_codec_that_is_not_there_is_named(
+    data: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("scipy", reason="scipy is not installed")
+    monkeypatch.setitem(sys.modules, "av", None)
+    rate_distortion.main(
+        ["--data", str(data), "--models", "--codecs", "HEVC", "JPEG 2000", "--frames", "1"]
+    )
+    assert "HEVC, a video a band: not available: av cannot be imported" in capsys.readouterr().out
