@@ -15,6 +15,7 @@ from scenes import scene
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
+import comparing
 import curves
 import measuring
 import rate_distortion
@@ -80,6 +81,31 @@ def test_bd_rate() -> None:
     assert curves.bd_rate(half, CURVE) == pytest.approx(100)
     assert curves.bd_rate(CURVE, half[:3]) == pytest.approx(-50, abs=0.1)
     assert math.isnan(curves.bd_rate(CURVE, [(0.1, 46.0), (0.2, 48.0)]))
+
+
+def test_where_ours_spends_as_many_bits_as_was_published() -> None:
+    pytest.importorskip("scipy", reason="scipy is not installed")
+
+    def results(name: str, setting: float, chunk: validation.Chunk) -> dict:
+        size = 2000 * setting**0.5 if name != "flex" else 900 * setting
+        dates = [{"psnr": 30 + math.log(setting)}] * len(chunk.dates)
+        return {"bytes": round(size * len(chunk.dates)), "dates": dates}
+
+    patch = validation.Chunk("place", (0, 1, 2, 3), scene(4, 12, 32, 32), (), 0.0)
+    rows = comparing.published(results, ["elic", "flex"], patch)
+    assert len(rows) == len(comparing.PUBLISHED)
+    for row in rows:
+        elic, flex = row["ours"]["elic"], row["ours"]["flex"]
+        if row["bits"] < 16000 * 0.4**0.5 * row["dates"]:
+            assert elic is None  # less than the lowest λ spends
+        else:
+            assert elic["bits"] == pytest.approx(row["bits"], rel=0.005)
+            assert elic["psnr"] == pytest.approx(30 + math.log(elic["setting"]))
+        assert abs(math.log(flex["bits"] / row["bits"])) < math.log(1.5) or flex["setting"] == 16
+    lines = report.text({"groups": {}, "series": {}, "published": rows, "unusual": []})
+    assert "ELIC λ 2: 12800 bits on 1 dates" in lines
+    assert "elic λ 11.1: 53" in lines
+    assert "flex quality 7: " in lines
 
 
 def test_the_worst_place_of_a_curve() -> None:

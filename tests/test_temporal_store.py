@@ -15,6 +15,8 @@ from scenes import scene
 from tec import coder, stream, weights
 from tec.sensors import SENSORS
 
+import xtec  # noqa: F401  registers ds.tec
+
 BANDS = SENSORS["S2L2A"].bands
 
 

@@ -88,7 +88,7 @@ def encode_series(
             tried.append((0, _encode_date(network, alone, values, lmbda, tokens, forecast)))
         best = [min(tried, key=lambda way: way[1].dates[i].nbytes) for i in range(n)]
         y_hat = torch.stack([coded.y_hat[i] for i, (_, coded) in enumerate(best)])
-        history.push(network.remembered(y_hat, lmbda))
+        history.push(y_hat, network.remembered(y_hat, lmbda))
         for i, (told, coded) in enumerate(best):
             rows[i].append(coded.dates[i])
             ways[i].append(told)
@@ -219,7 +219,7 @@ def decode_series(
             for i, *parts in zip(chosen, out.y_hat, network.restored(out)):
                 found[i] = parts
         y_hat, restored = (torch.stack(part) for part in zip(*found))
-        history.push(network.remembered(y_hat, lmbda))
+        history.push(y_hat, network.remembered(y_hat, lmbda))
         yield y_hat, restored
 
 

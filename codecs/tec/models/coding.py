@@ -71,21 +71,28 @@ class DateOut(Protocol):
 
 
 class Past:
-    """The dates before, of n images: (n, latents, h, w) each, the newest last.
+    """The dates before, of n images: what is remembered of each, the newest last.
 
-    ``shape`` is n, and height and width of the latents.
+    Attributes
+    ----------
+    shape : n, and height and width of the latents
+    latents : (n, latents, h, w) each
+    last : the newest date exactly as it was decoded, the same on every machine; None at first
     """
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
         self.shape = shape
         self.latents: list[torch.Tensor] = []
+        self.last: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.latents)
 
-    def push(self, remembered: torch.Tensor) -> None:
-        """Add the date that was decoded last."""
-        self.latents = [*self.latents, remembered][-2:]
+    def push(self, y_hat: torch.Tensor, remembered: torch.Tensor | None = None) -> None:
+        """Add the date that was decoded last, and what is remembered of it: y_hat itself, if
+        nothing else."""
+        self.last = y_hat
+        self.latents = [*self.latents, y_hat if remembered is None else remembered][-2:]
 
     def select(self, rows: Sequence[int]) -> Past:
         """The same for some of the images."""
@@ -93,6 +100,7 @@ class Past:
             return self
         out = Past((len(rows), *self.shape[1:]))
         out.latents = [y[list(rows)] for y in self.latents]
+        out.last = None if self.last is None else self.last[list(rows)]
         return out
 
     def random(self) -> Random:
@@ -105,7 +113,7 @@ class Random:
 
     def __init__(self, past: Past) -> None:
         n = past.shape[0]
-        last = past.latents[-1].float().cpu().numpy() if past.latents else [b""] * n
+        last = [b""] * n if past.last is None else past.last.float().cpu().numpy()
         seeds = [zlib.crc32(np.ascontiguousarray(y, "<f4").data if len(y) else b"") for y in last]
         self._streams = [np.random.Philox(key=seed) for seed in seeds]
 

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 from ..entropy.portable import Margin, ScaleGrid
 from ..entropy.tables import Tables
-from .coding import Rounder, Step, Steps, gather, scatter
+from .coding import Random, Rounder, Step, Steps, gather, scatter
 from .densities import Rounding
 
 
@@ -354,7 +354,7 @@ class Group(nn.Module):
         return sum((share * part for share, part in zip(shares, parts)), 0.0)
 
 
-class _Autoregression(_Compact):
+class Autoregression(_Compact):
     """Channel groups and a checkerboard over the shared transforms.
 
     ``told``: how many predictions a `Told` brings, of how many features; (0, 0) for none.
@@ -412,6 +412,42 @@ class _Autoregression(_Compact):
             k += size
         return torch.cat(done, 1)
 
+    def coded(
+        self,
+        shape: tuple[int, int, int],
+        rate: torch.Tensor,
+        rounder: Rounder,
+        told: Told | None = None,
+        *,
+        channels: int | None = None,
+        random: Random | None = None,
+    ) -> Steps:
+        """Anchors and others of each group: see :class:`tec.models.coding.Step`.
+
+        Of channels from ``channels`` on nothing is coded: they take their means, or what ``random``
+        draws.
+        """
+        sent = self.config.latents if channels is None else channels
+        passes = self.passes(shape, rate, told)
+        try:
+            wanted = next(passes)
+            while True:
+                where, parity, mean, log_scale = wanted
+                index, mean = rounder.parameters(_numpy(mean), _numpy(log_scale))
+                symbols = np.zeros(mean.shape, np.int32)
+                size = where.stop - where.start
+                there = max(0, min(size, sent - where.start))
+                k = there * mean.shape[1] // size
+                if there:
+                    part = slice(where.start, where.start + there)
+                    symbols[:, :k] = yield Step("y", part, index[:, :k], mean[:, :k], parity)
+                if random is not None and there < size:
+                    drawn = random.numbers(mean.shape[1] - k)
+                    symbols[:, k:] = self.tables.draw(index[:, k:], drawn)
+                wanted = passes.send(_tensor(symbols + mean, rate))
+        except StopIteration as end:
+            return end.value
+
     def estimate(
         self, y: torch.Tensor, rate: torch.Tensor, rounding=None, told: Told | None = None
     ) -> dict[str, torch.Tensor]:
@@ -435,7 +471,7 @@ class _Autoregression(_Compact):
             return {"y_hat": end.value, "bits": by_channel.sum(1), "by_channel": by_channel}
 
 
-class CompactElic(_Autoregression):
+class CompactElic(Autoregression):
     """``elic``: each date on its own."""
 
     def side(self, y: torch.Tensor, compression: float) -> dict[str, torch.Tensor]:
@@ -443,17 +479,7 @@ class CompactElic(_Autoregression):
 
     def steps(self, shape: tuple[int, int, int], compression: float, rounder: Rounder) -> Steps:
         """Anchors and others of each group: see :class:`tec.models.coding.Step`."""
-        rate = self._rate(compression, shape[0])
-        passes = self.passes(shape, rate)
-        try:
-            wanted = next(passes)
-            while True:
-                channels, parity, mean, log_scale = wanted
-                index, mean = rounder.parameters(_numpy(mean), _numpy(log_scale))
-                symbols = yield Step("y", channels, index, mean, parity)
-                wanted = passes.send(_tensor(symbols + mean, rate))
-        except StopIteration as end:
-            return end.value
+        return (yield from self.coded(shape, self._rate(compression, shape[0]), rounder))
 
     def forward(
         self, x: torch.Tensor, rate: torch.Tensor, rounding=None

@@ -20,15 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from .coding import Past, Rounder, Step
-from .compact import (
-    Bottleneck,
-    CompactConfig,
-    Told,
-    _Autoregression,
-    _numpy,
-    _tensor,
-    interpolate,
-)
+from .compact import Autoregression, Bottleneck, CompactConfig, Told, interpolate
+from .densities import Rounding
 
 #: Dates before that are seen.
 DATES = 2
@@ -68,7 +61,7 @@ class Decoded(NamedTuple):
     y_hat: Tensor
 
 
-class CompactTT(_Autoregression):
+class CompactTT(Autoregression):
     """See :class:`tec.models.coding.TemporalModel`."""
 
     plain = False
@@ -136,26 +129,10 @@ class CompactTT(_Autoregression):
         rate = self._rate(compression, n)
         step = self._step(rate)
         told = self.told([y / step for y in history.latents], history.shape, rate)
-        channels = self.sizes.qualities[sent][1] if self.repacked else self.config.latents
+        channels = self.sizes.qualities[sent][1] if self.repacked else None
         random = history.random() if forecast == "sample" else None
-        passes = self.passes(history.shape, rate, told)
-        try:
-            wanted = next(passes)
-            while True:
-                where, parity, mean, log_scale = wanted
-                index, mean = rounder.parameters(_numpy(mean), _numpy(log_scale))
-                symbols = np.zeros(mean.shape, np.int32)
-                there = max(0, min(where.stop, channels) - where.start)
-                k = there * mean.shape[1] // (where.stop - where.start)
-                if there:
-                    part = slice(where.start, where.start + there)
-                    symbols[:, :k] = yield Step("y", part, index[:, :k], mean[:, :k], parity)
-                if random is not None and k < mean.shape[1]:
-                    drawn = random.numbers(mean.shape[1] - k)
-                    symbols[:, k:] = self.tables.draw(index[:, k:], drawn)
-                wanted = passes.send(_tensor(symbols + mean, rate))
-        except StopIteration as end:
-            return Decoded(end.value)
+        steps = self.coded(history.shape, rate, rounder, told, channels=channels, random=random)
+        return Decoded((yield from steps))
 
     def restored(self, out: Decoded) -> Tensor:
         """What the synthesis gets for a date."""
@@ -177,8 +154,6 @@ class CompactTT(_Autoregression):
         x_hat like x; y and y_hat (n, dates, latents, h/16, w/16); bits (n, dates), estimated from
         the parameters before they go to grids
         """
-        from .densities import Rounding
-
         rate = self._rate(compression, len(x))
         found: list[tuple[Tensor, ...]] = []
         for t in range(x.shape[1]):

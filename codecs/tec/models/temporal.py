@@ -189,9 +189,9 @@ class History(Past):
         self.prior = prior
         self._encoded: list[Tensor | None] = []
 
-    def push(self, remembered: Tensor) -> None:
+    def push(self, y_hat: Tensor, remembered: Tensor | None = None) -> None:
         """Add the date that was decoded last: (n, c, h, w)."""
-        super().push(remembered)
+        super().push(y_hat, remembered)
         self._encoded = [*self._encoded, None][-DATES:]
 
     def select(self, rows: Sequence[int]) -> History:
@@ -200,6 +200,7 @@ class History(Past):
             return self
         out = History(self.prior, (len(rows), *self.shape[1:]))
         out.latents = [y[list(rows)] for y in self.latents]
+        out.last = None if self.last is None else self.last[list(rows)]
         out._encoded = [None if z is None else z[list(rows)] for z in self._encoded]
         return out
 
