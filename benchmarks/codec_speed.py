@@ -19,6 +19,7 @@ import tec
 import torch
 from tec import codec, stream
 from tec.entropy import portable, rans
+from tec.models.coding import drive
 from tec.models.densities import logistic_bits
 from tec.sensors import SENSORS
 
@@ -92,7 +93,7 @@ def float_estimate(data: bytes) -> tuple[float, float]:
 
         h, w = (n // 16 for n in job.padded)
         with torch.inference_mode():
-            codec.drive(network.steps((1, h, w), job.header.config.compression, Spy()), symbols_of)
+            drive(network.steps((1, h, w), job.header.config.compression, Spy()), symbols_of)
     return by_law, by_table
 
 
