@@ -8,6 +8,7 @@ from itertools import product
 import numpy as np
 import pytest
 import tec
+from chunks import LAYOUTS, laid_out
 from coarse_bands import interpolated as between
 from coarse_bands import repeat_bands, repeated
 from hypothesis import assume, given, settings
@@ -165,6 +166,18 @@ def test_one_other_pixel_in_the_middle():
         assert find_grids(chunk, None, coarse=[True]) == (None,)
 
 
+def test_a_first_date_that_says_little_does_not_hide_repeated_pixels():
+    grid = Grid(2, 1, 1)
+    chunk = repeated_chunk(np.random.default_rng(0), grid, (150, 160), 2)
+    for part in (np.s_[0, 0, :80, :90], np.s_[0]):
+        flat = chunk.copy()
+        flat[part] = 0
+        assert find_grids(flat, flat == 0, coarse=[False]) == (grid,)
+    flat = chunk.copy()
+    flat[0, 0] = 1200  # all of one value
+    assert find_grids(flat, None, coarse=[True]) == (grid,)
+
+
 def test_holes_that_part_a_native_pixel_do_not_hide_that_its_pixels_differ():
     chunk = repeated_chunk(np.random.default_rng(0), Grid(3, 0, 0), (48, 48))
     mask = np.zeros(chunk.shape, bool)
@@ -226,6 +239,27 @@ def test_repeated_pixels_come_back_repeated(tiny_elic, case):
     for b, grid in enumerate(wanted, 1):
         assert spread(back[:, b], grid, missing[:, b]) == 0
     assert spread(back[:, 0], wanted[0], missing[:, 0]) > 0
+
+
+def test_the_network_sees_repeated_pixels_interpolated(tiny_elic, monkeypatch):
+    chunk = repeat_bands(scene(1, 12, 48, 64, seed=4), ALL, y=1, x=0)
+    seen = []
+    to_network = codec._to_network
+
+    def noted(network, planes):
+        seen.append(planes.copy())
+        return to_network(network, planes)
+
+    monkeypatch.setattr(codec, "_to_network", noted)
+    codec.encode(chunk, tec.CodecConfig(weights=str(tiny_elic), bands=ALL))
+    ((planes,),) = seen
+    for b, gsd in enumerate(SENSORS["S2L2A"].gsd):
+        shown = (chunk[0, b] - SENSORS["S2L2A"].mean[b]) / SENSORS["S2L2A"].std[b]
+        plane = shown.astype(np.float32)
+        if gsd > 10:
+            interpolated(plane, None, Grid(gsd // 10, 1, 0))
+            assert np.abs(plane - shown).max() > 0.01
+        np.testing.assert_allclose(planes[b], plane, atol=1e-4)
 
 
 @pytest.mark.parametrize("model", ["tt", "compact flex"])
@@ -304,6 +338,30 @@ def test_interpolated_pixels_come_back_interpolated(tiny_elic):
     again = back[0, 0].astype(np.float32)
     restored(again, of[0])
     assert np.abs(again - back[0, 0]).max() > 3  # of 10 m: not interpolated
+
+
+@pytest.mark.parametrize("how", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_memory_layout_does_not_matter(how, dtype, tiny_elic):
+    rng = np.random.default_rng(6)
+    of = Grid(2, 1, 0), Grid(6, 2, 5, repeated=False)
+    parts = [rng.integers(500, 1500, (2, 1, 40, 50)), repeated_chunk(rng, of[0], (40, 50), 2)]
+    dn = np.concatenate([*parts, np.rint(interpolated_chunk(rng, of[1], (40, 50), 2))], 1)
+    chunk, scale = stored(dn, dtype)
+    found = find_grids(laid_out(chunk, how), None, coarse=[False, True, True], scale=scale)
+    assert found == (None, *of)
+    config = tec.CodecConfig(
+        weights=str(tiny_elic), bands=BANDS, scale=scale, offset=-900 if dtype == "int16" else 0
+    )
+    assert codec.encode(laid_out(chunk, how), config) == codec.encode(chunk, config)
+
+
+def test_chunks_without_a_pixel(tiny_elic):
+    assert find_grids(np.zeros((0, 2, 0, 0), np.uint16), None, coarse=[True] * 2) == (None,) * 2
+    empty = np.zeros((2, 12, 40, 40), np.uint16)
+    data = codec.encode(empty, tec.CodecConfig(weights=str(tiny_elic), bands=ALL, nodata=0))
+    assert tec.peek(data).grids == ()
+    np.testing.assert_array_equal(codec.decode(data, weights=str(tiny_elic)), empty)
 
 
 # there and back

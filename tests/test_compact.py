@@ -34,9 +34,9 @@ from tec.sensors import SENSORS
 ALL = SENSORS["S2L2A"].bands
 #: Three groups, and more latents than the tiny checkpoints have.
 IMAGE = replace(tiny.CONFIG, latents=12, groups=(2, 3, 7))
-LAMBDAS = np.geomspace(0.5, 600, 17).round(3).tolist()
-SENT = [0, 1, 1, 2, 3, 4, 4, 5, 6, 7, 8, 9, *[12] * 5]
-SERIES = replace(tiny.TT_CONFIG, image=IMAGE, qualities=tuple(zip(LAMBDAS, SENT)))
+_SENT = (0, 1, 1, 2, 3, 4, 4, 5, 6, 7, 8, 9, 12, 12, 12, 12, 12)
+_LAMBDAS = np.geomspace(0.5, 600, 17).round(3).tolist()
+SERIES = replace(tiny.TT_CONFIG, image=IMAGE, qualities=tuple(zip(_LAMBDAS, _SENT)))
 
 
 def network(model: str, seed: int = 3) -> CompactElic | CompactFactorized | CompactTT:
@@ -191,16 +191,13 @@ def parameters(model: CompactElic | CompactTT, y: torch.Tensor, before=None, rat
     n, _, h, w = y.shape
     position_ = torch.full((n,), rate, dtype=y.dtype)
     told = None if before is None else model.told(before, (n, h, w), position_)
-    passes = model.passes((n, h, w), position_, told)
-    found, decoded = [], None
-    try:
-        wanted = next(passes)
-        while True:
-            found.append(wanted)
-            wanted = passes.send(gather(y[:, wanted[0]], wanted[1]))
-    except StopIteration as end:
-        decoded = end.value
-    assert torch.equal(decoded, y)
+    found = []
+
+    def given(wanted):
+        found.append(wanted)
+        return gather(y[:, wanted[0]], wanted[1])
+
+    assert torch.equal(drive(model.passes((n, h, w), position_, told), given), y)
     return found
 
 
@@ -273,7 +270,7 @@ def test_a_prediction_is_taken_where_it_is_trusted():
     model = CompactTT(config).double().eval()
     model.newer.normal_()
     model.older.normal_()
-    first, second, _ = (latents(2, 4, 4, seed=s).double() for s in range(3))
+    first, second = (latents(2, 4, 4, seed=s).double() for s in range(2))
     rate = torch.tensor([1.0, 2.0], dtype=torch.float64)
     told = model.told([first, second], (2, 4, 4), rate)
     near = torch.stack([
@@ -425,7 +422,7 @@ def test_forward_estimates_what_coding_costs():
             index = np.concatenate(taken._index, 1)
             bits = model.tables.bits(index, symbols).sum() / 2
             assert bits == pytest.approx(out["bits"][:, t].mean().item(), rel=0.15)
-            history.push(model.remembered(y_hat, 60.0))
+            history.push(y_hat, model.remembered(y_hat, 60.0))
 
 
 def test_elic_and_fp_decode_what_forward_reconstructs():
@@ -550,6 +547,31 @@ def test_samples_depend_on_the_date_before_alone():
     mean = forecasts(model, past, 5, "mean")
     sent = torch.equal(mean[:, :channels], drawn[:, :channels])
     assert sent or (mean - drawn)[:, :channels].abs().max() < 1
+
+
+def test_numbers_that_samples_are_drawn_with(monkeypatch):
+    """They belong to the stream format: Philox 4x64, keyed by the checksum of the date before."""
+    model = network("flex")
+    numbers: list[np.ndarray] = []
+    draw = Tables.draw
+
+    def noted(tables, index, random):
+        numbers.append(random)
+        return draw(tables, index, random)
+
+    monkeypatch.setattr(Tables, "draw", noted)
+    ys = [latents(2, 4, 5, seed=s) for s in range(4)]
+    sent = [0, 16, 5, 0]
+    compression = [model.compression(k, 20.0) for k in sent]
+    with torch.inference_mode():
+        rows, _ = coder.encode_series(model, ys, compression, sent, "sample")
+    drawn = np.concatenate(numbers, 1).astype(np.int64)
+    unsent = [(IMAGE.latents - SERIES.qualities[k][1]) * 20 for k in sent]
+    assert unsent[1] == 0 < unsent[2] < unsent[0]
+    for row, found in zip(rows, drawn):
+        keys = [0, *(date.checksum for date in row[:-1])]  # 0 is the CRC-32 of nothing
+        wanted = [np.random.Philox(key=key).random_raw(k) >> 48 for key, k in zip(keys, unsent)]
+        np.testing.assert_array_equal(found, np.concatenate(wanted).astype(np.int64))
 
 
 def test_samples_follow_the_tables(monkeypatch):

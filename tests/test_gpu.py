@@ -17,17 +17,28 @@ pytestmark = [
 ALL = SENSORS["S2L2A"].bands
 
 
-@pytest.mark.parametrize("kind", ["fp", "elic", "tt", "published tt", "flex"])
+#: Built in, and tiny ones from files.
+KINDS = [
+    *("fp", "elic", "tt", "flex"),
+    *("tiny elic", "tiny tt", "tiny compact flex", "tiny published tt", "tiny flex"),
+]
+CASES = [(kind, "mean") for kind in KINDS]
+CASES += [(kind, "sample") for kind in KINDS if kind.endswith("flex")]
+
+
+@pytest.mark.parametrize(("kind", "forecast"), CASES)
 @pytest.mark.parametrize("compression", [2.0, 20.0, 300.0])
-def test_what_one_writes_the_other_reads(kind, compression, tiny_checkpoints):
+def test_what_one_writes_the_other_reads(kind, compression, forecast, tiny_checkpoints):
     model = kind.rpartition(" ")[2]
-    path = str(tiny_checkpoints[kind]) if kind in ("published tt", "flex") else None
+    tiny = kind.startswith("tiny ")
+    path = str(tiny_checkpoints[kind.removeprefix("tiny ")]) if tiny else None
     quality = (16, 4, 0, 9) if model == "flex" else None
     config = tec.CodecConfig(
         model=model,
         compression=compression,
         weights=path or "builtin",
         quality=quality,
+        forecast=forecast,
         bands=ALL,
         nodata=0,
     )

@@ -8,11 +8,13 @@ import tracemalloc
 import numpy as np
 import pytest
 from chunks import LAYOUTS, chunks, laid_out, native_bits, special
+from coarse_bands import repeat_bands
 from data import real_cubes, requires_real
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scenes import scene
 from tec import CodecConfig, TecError
+from tec.coarse import find_grids, interpolated
 from tec.holes import fill_holes
 from tec.samples import (
     Planes,
@@ -377,6 +379,58 @@ def test_a_scene_with_nodata_and_an_edge_chunk() -> None:
     np.testing.assert_array_equal(out, whole)
     lossy = there_and_back(inside, config, stride=64, noise=0.5)
     np.testing.assert_array_equal(lossy == 0, inside == 0)
+
+
+def test_bands_on_coarser_grids_are_shown_interpolated_and_put_back() -> None:
+    """Repeated 20 m and 60 m bands; the others and the edges as ever."""
+    chunk = repeat_bands(scene(2, 12, 37, 50, seed=6), L2A.bands, y=1, x=2)
+    chunk[0, :, 5:9, 30:37] = 0
+    config = CodecConfig(nodata=0)
+    _, mask = pack_specials(chunk, 0)
+    assert mask is not None
+    grids = find_grids(chunk, mask, coarse=[gsd > 10 for gsd in L2A.gsd])
+    codes = [0 if grid is None else grid.factor for grid in grids]
+    assert codes == [0 if gsd == 10 else gsd // 10 for gsd in L2A.gsd]
+    plain = list(iter_planes(chunk, mask, config, 16))
+    for i, x in enumerate(iter_planes(chunk, mask, config, 16, grids=grids)):
+        assert x.shape == (12, 48, 64)
+        np.testing.assert_array_equal(x, date_planes(chunk[i], mask[i], config, 16, grids))
+        for b, grid in enumerate(grids):
+            if grid is None:
+                np.testing.assert_array_equal(x[b], plain[i][b])
+                continue
+            wanted = np.array((chunk[i, b] - L2A.mean[b]) / L2A.std[b], np.float32)
+            interpolated(wanted, mask[i, b], grid)
+            np.testing.assert_allclose(x[b, :37, :50], wanted, atol=1e-4)
+            np.testing.assert_array_equal(x[b, 37:], x[b, 36:37].repeat(11, 0))
+            rough = np.abs(np.diff(plain[i][b], axis=1)).max()
+            assert np.abs(np.diff(x[b], axis=1)).max() < rough
+        out = from_planes(x, config, "u2", 37, 50, mask[i], np.uint16(0), grids=grids)
+        np.testing.assert_array_equal(out, chunk[i])
+        rng = np.random.default_rng(i)
+        noisy = x + 0.02 * rng.standard_normal(x.shape, np.float32)
+        back = from_planes(noisy, config, "u2", 37, 50, mask[i], np.uint16(0), grids=grids)
+        np.testing.assert_array_equal(back == 0, chunk[i] == 0)
+        for b, grid in enumerate(grids):
+            if grid is not None:
+                there = np.where(mask[i, b], 0, back[b])
+                assert find_grids(there[None, None], mask[i : i + 1, b : b + 1], coarse=[True]) == (
+                    grid,
+                )
+
+
+def test_a_band_on_a_grid_that_is_wholly_missing() -> None:
+    chunk = repeat_bands(scene(2, 12, 30, 36, seed=7), L2A.bands)
+    chunk[1, L2A.bands.index("B11")] = 0
+    config = CodecConfig(nodata=0)
+    _, mask = pack_specials(chunk, 0)
+    assert mask is not None
+    grids = find_grids(chunk, mask, coarse=[True] * 12)
+    assert grids[L2A.bands.index("B11")] == grids[L2A.bands.index("B12")]
+    _, second = iter_planes(chunk, mask, config, 4, grids=grids)
+    np.testing.assert_array_equal(second[10], second[11])  # B12 is nearest to B11
+    out = from_planes(second, config, "u2", 30, 36, mask[1], np.uint16(0), grids=grids)
+    np.testing.assert_array_equal(out, chunk[1])
 
 
 @requires_real

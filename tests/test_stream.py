@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tec import CodecConfig, StreamError, stream
-from tec.coarse import LAST_GRID
+from tec.coarse import LAST_GRID, Grid
 from tec.sensors import SENSORS
 
 CONFIG = CodecConfig(model="elic", compression=20.0, bands=SENSORS["S2L2A"].bands, nodata=0)
@@ -260,3 +260,17 @@ def test_hostile_bytes_about_how_raise_only_stream_errors(header, kept, junk):
         return
     # Whatever got through is whole: one way and one date for each that the extent promises.
     assert len(found.told) == len(dates) == found.extent[0]
+
+
+@given(st.integers(5, 70), st.binary(max_size=30))
+@settings(max_examples=300, deadline=None)
+def test_hostile_bytes_about_grids_raise_only_stream_errors(kept, junk):
+    whole = stream.pack(replace(HEADER, grids=(0, 1, LAST_GRID) * 4), b"", DATES)[:-4]
+    try:
+        found, _, _ = stream.unpack(seal(whole[:kept] + junk + whole[kept + len(junk) :]))
+    except StreamError:
+        return
+    assert not found.grids or (any(found.grids) and len(found.grids) == found.shape[1])
+    for code in found.grids:
+        grid = Grid.from_code(code)
+        assert (0 if grid is None else grid.code) == code

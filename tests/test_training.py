@@ -259,6 +259,14 @@ def test_tt_trains_stops_and_goes_on(frames, tmp_path):
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_training_lowers_the_loss_of_tt(frames, tmp_path):
+    recipe_ = tt_recipe(steps=60, learning_rate=5e-3)
+    places = list(series(frames))
+    trainer = TemporalTrainer(recipe_, tiny.build("elic"), places, [], tmp_path)
+    losses = [trainer.one_step() for _ in range(60)]
+    assert np.mean(losses[-20:]) < np.mean(losses[:20]) - 0.05
+
+
 def test_what_tt_exports_codes_a_series(frames, tmp_path, monkeypatch):
     places = list(series(frames))
     run, folder = tmp_path / "run", tmp_path / "weights"

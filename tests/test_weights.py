@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tec
+import tiny
 import torch
 from scenes import scene
 from tec import codec, weights
@@ -318,13 +319,56 @@ def test_damaged_built_in_weights_are_noticed(tmp_path, monkeypatch):
         weights.load("fp")
 
 
-def test_unknown_names_say_what_there_is():
+def test_one_file_serves_tt_and_flex(tiny_checkpoints):
+    path = str(tiny_checkpoints["tt"])
+    tt, flex = (weights.load(model, weights=path, device="cpu") for model in ("tt", "flex"))
+    assert tt.sha256 == flex.sha256 == hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    assert (tt.repacked, flex.repacked) == (False, True)
+    assert tt.sizes == flex.sizes == tiny.TT_CONFIG
+    for a, b in zip(tt.parameters(), flex.parameters(), strict=True):
+        assert torch.equal(a, b)
+    for model in ("elic", "fp"):
+        with pytest.raises(tec.WeightsError, match=f"of model 'tt', not '{model}'"):
+            weights.load(model, weights=path)
+    for model in ("tt", "flex", "fp"):
+        with pytest.raises(tec.WeightsError, match=f"of model 'elic', not '{model}'"):
+            weights.load(model, weights=str(tiny_checkpoints["elic"]))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"margins": "[[0.0, 0.0]]"}, "margin for each of its rates"),
+        ({"margins": "[[0.3, 0.0], [0.0, 0.0], [0.0, 0.0]]"}, "power of two"),
+        ({"margins": None}, "margins"),
+        ({"config": '{"rates": [1, 2, 3]}'}, "size mismatch"),
+        ({"config": '{"wings": 2}'}, "wings"),
+        ({"config": "no json"}, "not a checkpoint"),
+        ({"model": None}, "of model None"),
+    ],
+)
+def test_wrong_metadata_is_refused(tiny_elic, tmp_path, change, says):
+    blob = tiny_elic.read_bytes()
+    size = int.from_bytes(blob[:8], "little")
+    head = json.loads(blob[8 : 8 + size])
+    for key, value in change.items():
+        head["__metadata__"].pop(key)
+        head["__metadata__"].update({key: value} if value is not None else {})
+    written = json.dumps(head).encode()
+    path = tmp_path / "elic.safetensors"
+    path.write_bytes(len(written).to_bytes(8, "little") + written + blob[8 + size :])
+    with pytest.raises(tec.WeightsError, match=says):
+        weights.load("elic", weights=str(path))
+
+
+def test_unknown_names_say_what_there_is(monkeypatch):
+    monkeypatch.setattr(weights, "manifest", lambda: {"S2L2A": {"elic": {}}})
     with pytest.raises(tec.WeightsError, match=r"elic \(S2L2A\)"):
         weights.load("elic", sensor="S2L1C")
     with pytest.raises(tec.WeightsError, match="no published checkpoint"):
         weights.load("fp", weights="terracodec", sensor="S2L1C")
     with pytest.raises(tec.WeightsError, match=r"'flex'.*weights='terracodec'"):
-        weights.load("flex", sensor="S2L1C")
+        weights.load("flex")
     for model, sensor in (("tt", "S2L2A"), ("flex", "S2L1C")):
         with pytest.raises(tec.WeightsError, match=r"'terracodec:lronly'; have: flex \(S2L2A\)$"):
             weights.load(model, weights="terracodec:lronly", sensor=sensor)

@@ -115,16 +115,17 @@ def restored(plane: np.ndarray, grid: Grid) -> None:
 
 def _repeated_grid(band: np.ndarray, mask: np.ndarray | None) -> Grid | None:
     glance = np.s_[:1, :_GLANCE, :_GLANCE]
-    if not _fitting(band[glance], None if mask is None else mask[glance]):
+    if _fitting(band[glance], None if mask is None else mask[glance]) == []:
         return None
-    for grid in _fitting(band, mask):
+    for grid in _fitting(band, mask) or ():
         if mask is None or all(map(_is_constant, band, mask, [grid] * len(band))):
             return grid
     return None
 
 
-def _fitting(band: np.ndarray, mask: np.ndarray | None) -> list[Grid]:
-    """Grids on whose lines all changes between valid neighbours (time, y, x) lie."""
+def _fitting(band: np.ndarray, mask: np.ndarray | None) -> list[Grid] | None:
+    """Grids on whose lines all changes between valid neighbours (time, y, x) lie; None where
+    nothing changes."""
     valid = None if mask is None else ~mask
     lines = []
     for axis in (1, 2):
@@ -135,7 +136,7 @@ def _fitting(band: np.ndarray, mask: np.ndarray | None) -> list[Grid]:
             change &= valid[here] & valid[there]
         lines.append(np.flatnonzero(change.any(axis=(0, 3 - axis))) + 1)
     if not any(map(len, lines)):
-        return []  # nothing changes: nothing to gain
+        return None
     found = []
     for factor in FACTORS:
         phases = [np.unique(at % factor) for at in lines]

@@ -318,6 +318,10 @@ def _compact(model: str, metadata: dict[str, str], tensors: dict[str, torch.Tens
     if model in ("tt", "flex"):
         network = CompactTT(CompactTTConfig.from_dict(values))
         network.repacked = model == "flex"
+        if network.repacked and not network.sizes.qualities:
+            raise WeightsError(
+                "the checkpoint has no qualities: it is of model 'tt' alone, not 'flex'"
+            )
     else:
         kinds: dict[str, Any] = {"elic": CompactElic, "fp": CompactFactorized}
         network = kinds[model](CompactConfig.from_dict(values))
