@@ -99,13 +99,18 @@ def _group_lines(data: dict[str, Any]) -> list[str]:
     for name, worst in data["worst"].items():
         lines += [_worst_line(name, rival, w) for rival, w in worst.items()]
     for what, levels in data["larger"].items():
-        cells = (f"{_number(v, '+.1f')} % {q if q == 'BD-rate' else f'at {q} dB'}"
-                 for q, v in levels.items())  # fmt: skip
-        lines.append(f"  {what}: larger by " + ", ".join(cells))
+        lines.append(f"  {what}: larger by {_levels(levels)}")
     if "flex" in data:
         cells = (f"{_number(v, '+.1f')} % at {q:g}" for q, v in data["flex"].items())
         lines.append("  flex than tt at equal PSNR, by quality: larger by " + ", ".join(cells))
     return lines
+
+
+def _levels(levels: dict[Any, float]) -> str:
+    """Per cents, by PSNR or as BD-rate."""
+    return ", ".join(
+        f"{_number(v, '+.1f')} % {q if q == 'BD-rate' else f'at {q} dB'}" for q, v in levels.items()
+    )
 
 
 def _times(at: dict[str, Any], codec: str, name: str) -> str:
@@ -142,9 +147,7 @@ def _series_lines(title: str, data: dict[str, Any]) -> list[str]:
         cells = (f"{r['setting']:g}: {r['bpppb']:.4f} {r['psnr']:.2f}" for r in rows)
         lines.append(f"  {name:5}" + "  ".join(cells))
     for name, levels in data["larger"].items():
-        cells = (f"{_number(v, '+.1f')} % {q if q == 'BD-rate' else f'at {q} dB'}"
-                 for q, v in levels.items())  # fmt: skip
-        lines.append(f"  {name} against elic: " + ", ".join(cells))
+        lines.append(f"  {name} against elic: {_levels(levels)}")
     if "told" in data:
         cells = (f"{s:g}: {n}" for s, n in data["told"].items())
         lines.append("  dates that tt codes with the dates before: " + "  ".join(cells))

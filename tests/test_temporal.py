@@ -297,13 +297,18 @@ def test_context_of_the_first_date_is_that_of_the_weights():
     assert not keys(copy.deepcopy(prior)).equal(second)  # no graph stays behind to be copied
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@torch.no_grad()
-def test_groups_change_nothing(kind, monkeypatch):
+def unrollings(kind):
+    """For each length of the past: a float64 prior, the dates, their tokens, what it predicts."""
     prior = small(kind).double()
     for dates in DATES_BEFORE:
         context, tokens = context_and_tokens(prior, dates)
-        whole = unrolled(prior, context, tokens, [16])
+        yield prior, dates, tokens, unrolled(prior, context, tokens, [16])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_groups_change_nothing(kind, monkeypatch):
+    for prior, dates, tokens, whole in unrollings(kind):
         monkeypatch.setattr(temporal, "GROUP", 4)
         before = history(prior, dates, (2, 8, 12), torch.float64)
         assert before.groups() == [slice(0, 4), slice(4, 6)]
@@ -318,10 +323,7 @@ def test_groups_change_nothing(kind, monkeypatch):
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_pieces_change_nothing(kind, monkeypatch):
-    prior = small(kind).double()
-    for dates in DATES_BEFORE:
-        context, tokens = context_and_tokens(prior, dates)
-        want = unrolled(prior, context, tokens, [16])
+    for prior, dates, _, want in unrollings(kind):
         with monkeypatch.context() as patch:
             patch.setattr(prior, "piece", 5)
             context, tokens = context_and_tokens(prior, dates)

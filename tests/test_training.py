@@ -19,7 +19,7 @@ from tec.models.compact_tt import CompactTT
 from tec.models.densities import integer_bits
 from tec.sensors import SENSORS
 from tec.training.data import Crops, Frame, interpolate_coarse, load_frames
-from tec.training.export import averaged, choose_qualities, export, export_tt
+from tec.training.export import averaged, choose_qualities, export
 from tec.training.published import PublishedRecipe, PublishedTrainer
 from tec.training.sequences import Series, SeriesCrops, series
 from tec.training.temporal import TemporalRecipe, TemporalTrainer, extend_tt
@@ -273,7 +273,7 @@ def test_what_tt_exports_codes_a_series(frames, tmp_path, monkeypatch):
     folder.mkdir()
     TemporalTrainer(tt_recipe(steps=1), tiny.build("elic"), places, [], run).run()
     tt = averaged(run, CompactTT(tiny.TT_CONFIG))
-    entry = export_tt(tt, frames, folder, batches=2)
+    entry = export(tt, frames, folder, batches=2)
     assert set(entry) == {"tt", "flex"}
     assert entry["tt"]["files"] == entry["flex"]["files"]
     assert entry["tt"]["sha256"] == entry["flex"]["sha256"]

@@ -212,7 +212,6 @@ def info(
     from .report import describe
 
     found = describe(store)
-    _add_targets(found)
     for variable in found["variables"]:
         for remark in variable["warnings"]:
             warnings.warn(f"{variable['name']}: {remark}", UserWarning, stacklevel=1)
@@ -316,25 +315,6 @@ def _info_rows(variable: dict[str, Any]) -> list[tuple[str, str]]:
     if variable["target"] is not None:
         rows.insert(2, ("target", target_text(variable["target"])))
     return rows
-
-
-def _add_targets(found: dict[str, Any]) -> None:
-    """What rate control was asked for and found, to each variable that `describe` has found."""
-    import zarr
-    from zarr.storage import ZipStore
-
-    from .ratecontrol import target_of
-    from .writing import quiet
-
-    store = found["store"]
-    with quiet():
-        group = zarr.open_group(
-            ZipStore(store, mode="r") if store.endswith(".zip") else store,
-            mode="r",
-            use_consolidated=False,
-        )
-        for variable in found["variables"]:
-            variable["target"] = target_of(dict(group[variable["name"]].attrs))
 
 
 def _short(value: Any) -> str:

@@ -14,6 +14,7 @@ from zarr.storage import ZipStore
 from .attributes import ATTRIBUTE
 from .chunks import ChunkCoder
 from .quality import bpppb
+from .ratecontrol import target_of
 from .writing import quiet
 
 
@@ -109,6 +110,7 @@ def _describe(name: str, array: zarr.Array, codec: ChunkCoder) -> dict[str, Any]
         "bytes_out": stored,
         "ratio": samples * array.dtype.itemsize / stored,
         "bpppb": bpppb(stored, samples),
+        "target": target_of(dict(array.attrs)),
         "written_by": _written_by(array),
         "warnings": remarks,
     }

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from .coding import Past, Rounder, Step
 from .compact import Autoregression, Bottleneck, CompactConfig, Told, interpolate
 from .densities import Rounding
+from .tokens import TOKENS
 
 #: Dates before that are seen.
 DATES = 2
-TOKENS = 16  # the highest quality of ``flex``
 
 
 @dataclass(frozen=True)

@@ -146,13 +146,13 @@ def _export(args: argparse.Namespace, train: list[Frame]) -> None:
 
 
 def _export_tt(args: argparse.Namespace, train: list[Frame]) -> None:
-    from .export import averaged, choose_qualities, export_tt
+    from .export import averaged, choose_qualities, export
 
     image = _image(args, train)
     tt = averaged(args.out, CompactTT(CompactTTConfig(image=image)))
     if args.sensor == "S2L2A":
         tt.sizes = replace(tt.sizes, qualities=choose_qualities(tt, train))
-    print(json.dumps(export_tt(tt, train, args.weights, sensor=args.sensor), indent=1))
+    print(json.dumps(export(tt, train, args.weights, sensor=args.sensor), indent=1))
 
 
 if __name__ == "__main__":

@@ -47,14 +47,17 @@ _LARGEST = 2047
 
 
 def export(
-    pair: Pair,
+    trained: Pair | CompactTT,
     frames: list[Frame],
     folder: Path,
     *,
     sensor: str = "S2L2A",
     batches: int = 60,
 ) -> dict:
-    """Write transforms, ``elic`` and ``fp`` of one sensor to ``folder``, and its manifest there.
+    """Write checkpoints of one sensor to ``folder``, and its manifest there.
+
+    A pair gives transforms, ``elic`` and ``fp``; a ``tt`` itself (and ``flex``, where it has
+    qualities), over transforms that are there, or its own where the sensor has none.
 
     Tables and margins are measured on crops of ``frames``, with the weights as they are after
     rounding to half precision. Nothing is written before all is measured.
@@ -63,35 +66,19 @@ def export(
     -------
     The entries of the manifest, by model.
     """
-    _to_half(pair)
-    config = pair.elic.config
-    shared = _bytes(pair.elic.transforms, "transforms.", {})
-    models: dict[str, Model] = {"elic": pair.elic, "fp": pair.fp}
+    _to_half(trained)
+    models: dict[str, Model]
+    if isinstance(trained, Pair):
+        models, config = {"elic": trained.elic, "fp": trained.fp}, asdict(trained.elic.config)
+    else:
+        models, config = {"tt": trained}, asdict(trained.sizes)
+    shared = _bytes(next(iter(models.values())).transforms, "transforms.", {})
     files = {
-        name: _finished(name, model, Scenes(frames, sensor), asdict(config), batches)
+        name: _finished(name, model, Scenes(frames, sensor), config, batches)
         for name, model in models.items()
     }
-    return _write(folder, sensor, models, shared, files)
-
-
-def export_tt(
-    tt: CompactTT,
-    frames: list[Frame],
-    folder: Path,
-    *,
-    sensor: str = "S2L2A",
-    batches: int = 60,
-) -> dict:
-    """The same for ``tt`` (and ``flex``, where it has qualities), over transforms that are there.
-
-    Its transforms are written where the sensor has none.
-    """
-    _to_half(tt)
-    shared = _bytes(tt.transforms, "transforms.", {})
-    files = {"tt": _finished("tt", tt, Scenes(frames, sensor), asdict(tt.sizes), batches)}
-    models: dict[str, Model] = {"tt": tt}
-    if tt.sizes.qualities:
-        files["flex"], models["flex"] = files["tt"], tt
+    if isinstance(trained, CompactTT) and trained.sizes.qualities:
+        files["flex"], models["flex"] = files["tt"], trained
     return _write(folder, sensor, models, shared, files)
 
 

@@ -21,13 +21,13 @@ from ..models.factorized import Factorized, FactorizedConfig
 from ..models.tt import NAMES, TT, TTConfig
 from ..sensors import SENSORS
 from .data import Crops, Frame
-from .run import Run, half_precision
+from .run import Run, Schedule, half_precision
 from .sequences import Series, SeriesCrops
 from .train import curves
 
 
 @dataclass(frozen=True)
-class PublishedRecipe:
+class PublishedRecipe(Schedule):
     """How to train.
 
     Attributes
@@ -48,7 +48,6 @@ class PublishedRecipe:
     warm_up: int = 1000
     flat: float = 0.6
     ema: float = 0.999
-    seed: int = 0
     sensor: str = "S2L2A"
     sizes: tuple[tuple[str, Any], ...] = ()
 
@@ -65,6 +64,8 @@ def build(recipe: PublishedRecipe) -> nn.Module:
 
 class PublishedTrainer(Run):
     """Of one checkpoint. ``train`` and ``val`` are frames for "fp" and "elic", else series."""
+
+    recipe: PublishedRecipe
 
     def __init__(
         self,

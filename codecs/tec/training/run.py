@@ -6,8 +6,9 @@ import copy
 import json
 import math
 import time
+from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,28 @@ def half_precision(device: str) -> AbstractContextManager:
     return torch.autocast(kind, torch.bfloat16, enabled=quick)
 
 
-class Run:
-    """A module in training; ``state.pt`` in ``folder`` is written every few minutes.
+@dataclass(frozen=True)
+class Schedule:
+    """What every recipe says.
 
-    Subclasses set ``recipe`` (a dataclass with steps, learning_rate, warm_up, flat, ema, seed) and
-    fill `loss` and `measure`.
+    Attributes
+    ----------
+    steps : optimiser steps of the whole schedule
+    learning_rate, warm_up, flat : the highest, steps until it is reached, share of the schedule
+        until it falls
+    ema : share of the averaged weights that a step keeps
+    """
+
+    steps: int = 9000
+    learning_rate: float = 5e-4
+    warm_up: int = 200
+    flat: float = 0.4
+    ema: float = 0.998
+    seed: int = 0
+
+
+class Run(ABC):
+    """A module in training; ``state.pt`` in ``folder`` is written every few minutes.
 
     Attributes
     ----------
@@ -37,7 +55,9 @@ class Run:
     history : what `measure` found, row by row
     """
 
-    def __init__(self, recipe: Any, module: nn.Module, folder: Path, device: str, rng: Any) -> None:
+    def __init__(
+        self, recipe: Schedule, module: nn.Module, folder: Path, device: str, rng: Any
+    ) -> None:
         self.recipe, self.folder, self.device, self.rng = recipe, folder, device, rng
         self.module = module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(module).requires_grad_(False)
@@ -50,17 +70,17 @@ class Run:
         if (folder / "state.pt").exists():
             self._resume()
 
+    @abstractmethod
     def loss(self) -> Tensor:
         """Of one batch, drawn with ``rng`` and torch's generator."""
-        raise NotImplementedError
 
+    @abstractmethod
     def measure(self) -> tuple[dict, str]:
         """The averaged weights on the validation places: a row of the history, and a line."""
-        raise NotImplementedError
 
+    @abstractmethod
     def plot(self, path: Path) -> None:
         """A picture of the history."""
-        raise NotImplementedError
 
     def _resume(self) -> None:
         # A state of our own making: tensors, numbers and the generator's dictionary.

@@ -15,18 +15,17 @@ from ..models.compact import TRUST, CompactElic, Group, interpolate
 from ..models.compact_tt import DATES, CompactTT, CompactTTConfig
 from ..models.densities import Rounding
 from .data import Crops, Frame
-from .run import Run, half_precision
+from .run import Run, Schedule, half_precision
 from .sequences import Pool, Series
 from .train import EXTRA, curves, extend
 
 
 @dataclass(frozen=True)
-class TemporalRecipe:
+class TemporalRecipe(Schedule):
     """How to train.
 
     Attributes
     ----------
-    steps : optimiser steps of the whole schedule
     positions : latent positions a step, about, over all dates
     sizes : edges of the crops, in latent positions
     partial : share of batches in which only the strongest channels of the last date are known, and
@@ -44,10 +43,8 @@ class TemporalRecipe:
     learning_rate: float = 3e-4
     warm_up: int = 100
     flat: float = 0.15
-    ema: float = 0.998
     refresh: int = 6
     entries: int = 250
-    seed: int = 0
     model: CompactTTConfig = field(default_factory=CompactTTConfig)
 
 
@@ -126,6 +123,8 @@ class TemporalTrainer(Run):
     ----------
     start : what is trained further, or the ``elic`` that it starts from
     """
+
+    recipe: TemporalRecipe
 
     def __init__(
         self,

@@ -22,16 +22,15 @@ from ..models.compact import (
 from ..models.densities import Rounding
 from ..sensors import SENSORS
 from .data import Crops, Frame
-from .run import Run, half_precision
+from .run import Run, Schedule, half_precision
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Schedule):
     """How to train.
 
     Attributes
     ----------
-    steps : optimiser steps of the whole schedule
     batch, sizes : images a step, and the edges they are drawn from
     lambdas : λ of the loss at the first and at the last gain vector; between them log-linear
     share_fp : share of batches on which the factorised prior, and plain rounding, are trained
@@ -39,16 +38,10 @@ class Recipe:
     band_weights : of each band in the loss, 1 where it says nothing
     """
 
-    steps: int = 9000
     batch: int = 8
     sizes: tuple[int, ...] = (128, 128, 96)
     lambdas: tuple[float, float] = (0.12, 600.0)
-    learning_rate: float = 5e-4
-    warm_up: int = 200
-    flat: float = 0.4
     share_fp: float = 0.15
-    ema: float = 0.998
-    seed: int = 0
     sensor: str = "S2L2A"
     band_weights: tuple[float, ...] = ()
     model: CompactConfig = field(default_factory=CompactConfig)
@@ -163,6 +156,8 @@ def loss(
 
 class Trainer(Run):
     """Of transforms, ``elic`` and ``fp``. The linear path stays the KLT that it starts from."""
+
+    recipe: Recipe
 
     def __init__(
         self,
