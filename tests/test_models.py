@@ -51,7 +51,7 @@ def image(n: int, h: int, w: int, bands: int = 3, seed: int = 1) -> torch.Tensor
 class Exact:
     """A rounder that leaves means alone, and takes the floor of log2(scale) + 8 as index."""
 
-    def parameters(self, mean, log_scale):
+    def parameters(self, mean, log_scale, size=None):
         assert mean.dtype == log_scale.dtype
         assert np.isfinite(mean).all()
         assert np.isfinite(log_scale).all()
@@ -59,7 +59,7 @@ class Exact:
 
 
 class Sixteenths(Exact):
-    def parameters(self, mean, log_scale):
+    def parameters(self, mean, log_scale, size=None):
         index, mean = super().parameters(mean, log_scale)
         return index, np.rint(mean * 16) / np.float32(16)
 

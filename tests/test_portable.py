@@ -226,6 +226,23 @@ def test_beyond_the_margin_it_does_differ() -> None:
     assert not agree(Reader(writer.getvalue(), GRID).parameters(*noisy), written)
 
 
+def test_the_margin_of_a_mean_goes_by_what_it_is_the_sum_of() -> None:
+    """Terms that cancel err more than their sum says: by the size of the terms, readers agree."""
+    mean, log_scale = parameters(1, 20_000)
+    relative = Margin(2.0**-40, 2.0**-18)
+    size = np.full(mean.shape, 1000.0)
+    noisy = mean + 0.9 * np.random.default_rng(0).uniform(-1, 1, mean.shape) * relative(size)
+    told, alone = Writer(1, GRID, relative), Writer(1, GRID, relative)
+    written = told.parameters(mean, log_scale, lambda: size)
+    assert agree(written, alone.parameters(mean, log_scale))
+    assert told.flagged > 10 * alone.flagged
+    assert agree(Reader(told.getvalue(), GRID).parameters(noisy, log_scale), written)
+    assert not agree(Reader(alone.getvalue(), GRID).parameters(noisy, log_scale), written)
+    small = Writer(1, GRID, relative)
+    small.parameters(mean, log_scale, lambda: 0.5 * np.abs(mean))
+    assert small.getvalue() == alone.getvalue()  # never less than the mean's own
+
+
 def test_float32_and_float64_agree() -> None:
     mean, log_scale = parameters(2, 3000)
     a, b = Writer(2, GRID, MARGIN), Writer(2, GRID, MARGIN)

@@ -26,6 +26,7 @@ from tec.samples import (
     padded,
     to_planes,
     unpack_specials,
+    valid_ranges,
 )
 from tec.sensors import SENSORS
 
@@ -452,3 +453,24 @@ def test_real_cubes_come_back_and_their_specials_are_cheap() -> None:
         data, mask = pack_specials(chunk, 0)
         if mask is not None:
             assert 8 * len(data) / mask.size < 0.04  # bits a sample
+
+
+@given(chunks(largest=24), st.sampled_from([0.1, 3]))
+@settings(deadline=None, max_examples=40)
+def test_decoded_pixels_keep_to_the_range_of_their_band(chunk, noise):
+    dn, nodata = chunk
+    config = CodecConfig(model="fp", bands=L2A.bands[: dn.shape[1]], nodata=nodata)
+    _, mask = pack_specials(dn, nodata)
+    ranges = valid_ranges(dn, mask)
+    rng = np.random.default_rng(0)
+    valid = ~special(dn, nodata)
+    for x in iter_planes(dn, mask, config, 16):
+        x_hat = x + np.float32(noise) * rng.standard_normal(x.shape, np.float32)
+        out = from_planes(x_hat, config, dn.dtype, *dn.shape[2:], ranges=ranges)
+        for band, (low, high) in enumerate(ranges):
+            if valid[:, band].any():
+                assert low == dn[:, band][valid[:, band]].min()
+                assert high == dn[:, band][valid[:, band]].max()
+                assert low <= out[band].min() <= out[band].max() <= high
+            else:
+                assert (low, high) == (0, 0)

@@ -16,7 +16,7 @@ from tec.sensors import SENSORS
 
 CONFIG = CodecConfig(model="elic", compression=20.0, bands=SENSORS["S2L2A"].bands, nodata=0)
 HEADER = stream.Header(
-    CONFIG, "elic", bytes(range(16)), "uint16", (2, 12, 40, 50), (2, 40, 50), b"\x0e\x0e"
+    CONFIG, "elic", bytes(range(8)), "uint16", (2, 12, 40, 50), (2, 40, 50), b"\x0e\x0e"
 )
 DATES = [stream.Date(1, b"ab", b"payload"), stream.Date(2**32 - 1, b"", b"x" * 300)]
 
@@ -58,12 +58,22 @@ def headers(draw):
         sensor=sensor,
         bands=tuple(bands),
         nodata=nodata,
-        offset=draw(st.sampled_from([0.0, 1000.0, -12.5])),
+        offset=draw(st.sampled_from([0.0, 1000.0, -12.5, 1 / 3])),
         scale=draw(st.sampled_from([1.0, 1e-4])),
         **flex,
     )
-    digest = draw(st.binary(min_size=16, max_size=16))
+    digest = draw(st.binary(min_size=8, max_size=8))
     grids = tuple(draw(st.sampled_from([0, 1, 17, LAST_GRID])) for _ in bands)
+    ranges = ()
+    if draw(st.booleans()):
+        limits = None if dtype == "float32" else np.iinfo(dtype)
+        values = (
+            st.floats(width=32, allow_nan=False, allow_infinity=False)
+            if limits is None
+            else st.integers(int(limits.min), int(limits.max))
+        )
+        pairs = st.tuples(values, values).map(lambda pair: (min(pair), max(pair)))
+        ranges = tuple(draw(pairs) for _ in bands)
     return stream.Header(
         config,
         model,
@@ -75,6 +85,7 @@ def headers(draw):
         tuple(how),
         tuple(told),
         grids if any(grids) else (),
+        ranges,
     )
 
 
@@ -109,11 +120,12 @@ def test_every_flipped_bit_and_every_cut_is_noticed():
 @pytest.mark.parametrize(
     ("place", "value", "says"),
     [
-        (4, 1, "version 1"),
+        (4, 2, "version 2"),
         (5, 9, "model code 9"),
         (6, 7, "dtype code 7"),
         (7, 128, "unknown flags"),
         (8, 5, "sensor code 5"),
+        (11, 9, "weights code 9"),
     ],
 )
 def test_what_this_version_does_not_know_is_named(place, value, says):
@@ -168,6 +180,17 @@ def test_dates_told_of_are_read_or_refused(header, data):
         stream.unpack(seal(bytes(body)))
 
 
+def test_a_number_has_at_most_eight_bytes():
+    config = replace(CONFIG, offset=1000.0)
+    data = stream.pack(replace(HEADER, config=config), b"", DATES)
+    assert len(data) == len(stream.pack(HEADER, b"", DATES)) + 4  # 2 bytes of 1000.0 are not 0
+    body = bytearray(data[:-4])
+    place = body.index(struct.pack("<d", 1000.0).lstrip(b"\0")) - 1
+    body[place] = 9
+    with pytest.raises(StreamError, match="offset takes 9 bytes"):
+        stream.unpack(seal(bytes(body)))
+
+
 def test_grids_are_read_or_refused():
     bands = len(CONFIG.bands)
     header = replace(HEADER, grids=(LAST_GRID, *(0,) * (bands - 1)))
@@ -180,6 +203,34 @@ def test_grids_are_read_or_refused():
         body[place] = value
         with pytest.raises(StreamError, match="unknown grids"):
             stream.unpack(seal(bytes(body)))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "field", "says"),
+    [
+        ("uint16", "feff07 01", "65535 to 65536"),
+        ("uint16", "01 00", "-1 to -1"),
+        ("int16", "feff03 02", "32767 to 32769"),
+        ("int16", "ffff7f 00", "impossible range"),
+        ("float32", "0000803f 0000003f", "1.0 to 0.5"),
+        ("float32", "0000c07f 0000c07f", "nan to nan"),
+        ("float32", "00000000 0000807f", "0.0 to inf"),
+        ("uint16", "ffffffffffffffffff7f 00", "not a number"),
+    ],
+)
+def test_a_range_is_possible_or_refused(dtype, field, says):
+    header = replace(
+        HEADER,
+        config=replace(CONFIG, nodata=None),
+        dtype=dtype,
+        ranges=((5, 5),) * len(CONFIG.bands),
+    )
+    whole = stream.pack_ranges(header.ranges, dtype)
+    body = stream.pack(header, b"", DATES)[:-4]
+    assert stream.unpack(seal(body))[0].ranges == header.ranges
+    other = bytes.fromhex(field) + whole[len(whole) // 12 :]
+    with pytest.raises(StreamError, match=says):
+        stream.unpack(seal(body.replace(whole, other)))
 
 
 def test_the_forecast_is_read_or_refused():
@@ -216,15 +267,12 @@ def test_a_missing_date_is_noticed():
 
 
 def test_a_stream_names_no_file():
-    """Whatever a path is called, a stream says "file"; and no stream makes a reader open a path."""
+    """Whatever a path is called, a stream says "file"; there is no room for a path in it."""
     for path in ("terracodec.pt", "terracodec/lambda-20.pt", "some/where.pt"):
         header = replace(HEADER, config=replace(CONFIG, weights=path))
         data = stream.pack(header, b"", DATES)
         assert stream.peek(data).config.weights == "file"
         assert path.encode() not in data
-    body = data[:-4].replace(b"\x04file", b"\x04/etc")
-    with pytest.raises(StreamError, match="weights id '/etc'"):
-        stream.unpack(seal(body))
 
 
 def test_foreign_bytes_and_trailing_bytes():

@@ -25,6 +25,8 @@ Network = Union["CodecModel", "TemporalModel"]
 
 #: Models that code a date from the dates before.
 TEMPORAL = ("tt", "flex")
+#: The range of each band is told where the rest of the stream is so many times longer.
+_RANGES = 200
 #: Most pixels (dates x height x width) that go through the network together.
 _PIXELS = {"cpu": 2**19, "cuda": 2**23}
 
@@ -237,20 +239,26 @@ class _Job:
 
     def packed(self) -> bytes:
         """The stream, once all dates are coded."""
-        _, rates = _rates(self.network, self.config, max(1, self.extent[0]))
+        t, y, x = self.extent
+        _, rates = _rates(self.network, self.config, max(1, t))
+        dates = [self.dates[d] for d in range(t)]
         header = stream.Header(
             config=self.config,
             model=self.model,
-            digest=bytes.fromhex(self.network.sha256)[:16],
+            digest=bytes.fromhex(self.network.sha256)[: stream.DIGEST],
             dtype=self.dtype,
             shape=self.chunk.shape,
             extent=self.extent,
             margin=self.network.margin_at(max(rates)).to_bytes(),
-            how=self.config.tokens(self.extent[0]) if self.model == "flex" else (),
+            how=self.config.tokens(t) if self.model == "flex" else (),
             told=self.told,
             grids=tuple(0 if grid is None else grid.code for grid in self.grids),
         )
-        return stream.pack(header, self.specials, [self.dates[d] for d in range(self.extent[0])])
+        ranges = samples.valid_ranges(self.chunk[:t, :, :y, :x], self.mask)
+        room = sum(date.nbytes for date in dates) // _RANGES
+        if len(stream.pack_ranges(ranges, self.dtype)) <= room:
+            header = replace(header, ranges=ranges)
+        return stream.pack(header, self.specials, dates)
 
 
 class _Coded:
@@ -317,7 +325,15 @@ class _Coded:
         special = (None, None) if self.mask is None else (self.mask[date], self.values[date])
         out = self.out[date, :, :y, :x]
         samples.from_planes(
-            plane, self.header.config, self.header.dtype, y, x, *special, grids=self.grids, out=out
+            plane,
+            self.header.config,
+            self.header.dtype,
+            y,
+            x,
+            *special,
+            grids=self.grids,
+            ranges=self.header.ranges,
+            out=out,
         )
 
 

@@ -108,7 +108,8 @@ def _encode_date(
     sent: int,
     forecast: str,
 ) -> Coded:
-    writer = portable.Writer(len(values), network.grid, network.margin_at(compression))
+    margin = network.margin_at(compression, min(len(history), DATES))
+    writer = portable.Writer(len(values), network.grid, margin)
     taken = Taken({"y": values})
     steps = network.date(
         history, writer, compression=compression, known=values, sent=sent, forecast=forecast

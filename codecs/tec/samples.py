@@ -207,12 +207,14 @@ def from_planes(
     values: np.ndarray | None = None,
     *,
     grids: Sequence[Grid | None] = (),
+    ranges: Sequence[tuple[float, float]] = (),
     out: np.ndarray | None = None,
 ) -> np.ndarray:
     """One date from what a network gave, in stored units; the inverse of :func:`date_planes`.
 
-    Integers are rounded half to even and clipped to their range. A pixel that would equal nodata
-    without being special becomes the next larger value (the next smaller where there is none).
+    Integers are rounded half to even; what is outside the known range is clipped. A pixel that
+    would equal nodata without being special becomes the next larger value (the next smaller where
+    there is none).
 
     Parameters
     ----------
@@ -220,6 +222,7 @@ def from_planes(
     dtype : of the result, any byte order
     mask, values : of this date, from :func:`tec.specials.unpack_specials`
     grids : of each band, where its pixels are to be repeated (`tec.coarse`)
+    ranges : of each band, its lowest and highest value, where that is known
     out : (band, height, width) of that dtype, to be written to
 
     Returns
@@ -253,7 +256,8 @@ def from_planes(
         grid = grids[target] if grids else None
         if grid is not None:
             restored(work, grid)
-        _store(work, out[target], nodata, None if mask is None else mask[target], name)
+        limits = ranges[target] if ranges else _limits(dtype)
+        _store(work, out[target], limits, nodata, None if mask is None else mask[target], name)
     if mask is not None and values is not None:
         as_bits(out)[mask] = as_bits(values)
     return out
@@ -265,9 +269,26 @@ def _statistics(config: CodecConfig, name: str) -> tuple[float, float]:
     return sensor.mean[index], sensor.std[index]
 
 
+def _limits(dtype: np.dtype) -> tuple[float, float]:
+    """What a dtype holds."""
+    limits = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
+    return float(limits.min), float(limits.max)
+
+
+def valid_ranges(chunk: np.ndarray, mask: np.ndarray | None) -> tuple[tuple[float, float], ...]:
+    """Lowest and highest value of each band of (time, band, y, x) that is not special; (0, 0) where
+    all are."""
+    found = []
+    for band in range(chunk.shape[1]):
+        values = chunk[:, band] if mask is None else chunk[:, band][~mask[:, band]]
+        found.append((values.min().item(), values.max().item()) if values.size else (0, 0))
+    return tuple(found)
+
+
 def _store(
     work: np.ndarray,
     out: np.ndarray,
+    limits: tuple[float, float],
     nodata: Any,
     mask: np.ndarray | None,
     name: str,
@@ -289,11 +310,10 @@ def _store(
             )
         low, high = float(work.min()), float(work.max())
     if out.dtype.kind != "f":
-        limits = np.iinfo(out.dtype)
         np.rint(work, out=work)
-        if low < limits.min or high > limits.max:
-            np.clip(work, limits.min, limits.max, out=work)
-            low, high = (min(max(v, limits.min), limits.max) for v in (low, high))
+    if low < limits[0] or high > limits[1]:
+        np.clip(work, *limits, out=work)
+        low, high = (min(max(v, limits[0]), limits[1]) for v in (low, high))
     np.copyto(out, work, casting="unsafe")
     if nodata is not None and low - 1 <= nodata <= high + 1:
         out[work == nodata] = _beside(nodata)

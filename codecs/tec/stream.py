@@ -1,10 +1,11 @@
-"""The byte layout of one chunk, version 2: FORMAT.md is the norm, this module reads and writes it.
+"""The byte layout of one chunk, version 3: FORMAT.md is the norm, this module reads and writes it.
 
 Light on purpose: nothing here imports torch or numba, so that tools can look at a stream cheaply.
 """
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 from dataclasses import dataclass, field
@@ -13,19 +14,20 @@ from typing import Any
 import numpy as np
 
 from .coarse import LAST_GRID
-from .config import FORECASTS, TOKENS, WEIGHTS, CodecConfig
+from .config import FORECASTS, TOKENS, CodecConfig
 from .errors import StreamError
 from .sensors import SENSORS
 
 MAGIC = b"XTEC"
-VERSION = 2
+VERSION = 3
 MODELS = {"fp": 1, "elic": 2, "tt": 3, "flex": 4}
 DTYPES = {"uint16": 1, "int16": 2, "float32": 3}
 SENSOR_CODES = {"S2L2A": 1, "S2L1C": 2}
+WEIGHTS_CODES = {"file": 0, "builtin": 1, "terracodec": 2, "terracodec:lronly": 3}
 
-_NODATA, _OFFSET, _SCALE, _ORDER, _EXTENT, _GRIDS = 1, 2, 4, 8, 16, 32
-_FLAGS = _NODATA | _OFFSET | _SCALE | _ORDER | _EXTENT | _GRIDS
-_DIGEST = 16  # bytes of the sha256 of the weights that go into a stream
+_NODATA, _OFFSET, _SCALE, _ORDER, _EXTENT, _GRIDS, _RANGES = 1, 2, 4, 8, 16, 32, 64
+_FLAGS = _NODATA | _OFFSET | _SCALE | _ORDER | _EXTENT | _GRIDS | _RANGES
+DIGEST = 8  # bytes of the sha256 of the weights that go into a stream
 #: No chunk may declare more samples than this: 2**36 is 64 times a (100, 13, 8192, 8192) cube of
 # one byte.
 MAX_SAMPLES = 2**36
@@ -61,7 +63,7 @@ class Header:
     config : settings of the codec; ``weights`` is an id ("builtin", "terracodec",
         "terracodec:lronly", "file"), ``quality`` is ``how`` ((16,) where no date was coded)
     model : the model that coded this chunk; differs from ``config.model`` only where routing chose
-    digest : first 16 bytes of the sha256 of the weights
+    digest : first 8 bytes of the sha256 of the weights
     dtype : "uint16", "int16" or "float32"
     shape : (time, band, y, x) of the chunk
     extent : (time, y, x) that was coded; the rest is nodata
@@ -71,6 +73,8 @@ class Header:
         empty for the others
     grids : for each band the code of its grid (`tec.coarse`), 0 where it is that of the pixels;
         empty where all are
+    ranges : for each band its lowest and highest valid value, in the dtype of the chunk: what is
+        decoded stays within; empty where that is not told
     nbytes : length of the whole stream
     """
 
@@ -84,12 +88,13 @@ class Header:
     how: tuple[int, ...] = ()
     told: tuple[int, ...] = ()
     grids: tuple[int, ...] = ()
+    ranges: tuple[tuple[float, float], ...] = ()
     nbytes: int = field(default=0, compare=False)
 
 
 def weights_id(weights: str) -> str:
     """The id a stream keeps: a path means nothing on another machine, so it becomes "file"."""
-    return weights if weights in WEIGHTS else "file"
+    return weights if weights in WEIGHTS_CODES else "file"
 
 
 def pack(header: Header, specials: bytes, dates: list[Date]) -> bytes:
@@ -113,26 +118,27 @@ def pack(header: Header, specials: bytes, dates: list[Date]) -> bytes:
         | (not in_order) * _ORDER
         | (header.extent != (t, y, x)) * _EXTENT
         | any(header.grids) * _GRIDS
+        | bool(header.ranges) * _RANGES
     )
-    name = weights_id(config.weights).encode()
     out = bytearray(MAGIC)
     out += bytes(
         [VERSION, MODELS[header.model], DTYPES[header.dtype], flags, SENSOR_CODES[config.sensor]]
     )
-    out += header.margin + header.digest + bytes([len(name)]) + name
+    out += header.margin + bytes([WEIGHTS_CODES[weights_id(config.weights)]]) + header.digest
     out += struct.pack("<fH", config.compression, sum(1 << p for p in places))
     if not in_order:
         out += bytes(places)
     if config.nodata is not None:
         out += np.array(config.nodata, _numpy_dtype(header.dtype)).tobytes()
     if config.offset != 0:
-        out += struct.pack("<d", config.offset)
+        out += _float(config.offset)
     if config.scale != 1:
-        out += struct.pack("<d", config.scale)
+        out += _float(config.scale)
     for n in (t, y, x) + (header.extent if flags & _EXTENT else ()):
         out += _varint(n)
     if any(header.grids):
         out += bytes(header.grids)
+    out += pack_ranges(header.ranges, header.dtype)
     if header.model == "flex":
         out.append(FORECASTS.index(config.forecast))
     out += bytes(header.how) + bytes(header.told)
@@ -218,13 +224,8 @@ def _read_header(reader: _Reader, nbytes: int) -> Header:
     if flags & ~_FLAGS:
         raise StreamError(f"unknown flags {flags:#x} in the header: install a newer xtec")
     margin = bytes(reader.take(2, "margin"))
-    digest = bytes(reader.take(_DIGEST, "weights digest"))
-    try:
-        weights = bytes(reader.take(reader.take(1, "weights id")[0], "weights id")).decode("ascii")
-    except UnicodeDecodeError as error:
-        raise StreamError("the weights id in the header is not text") from error
-    if weights not in (*WEIGHTS, "file"):
-        raise StreamError(f"unknown weights id {weights!r} in the header: install a newer xtec")
+    weights = _name(WEIGHTS_CODES, reader.take(1, "weights")[0], "weights")
+    digest = bytes(reader.take(DIGEST, "weights digest"))
     compression, mask = struct.unpack("<fH", reader.take(6, "compression"))
     bands = SENSORS[sensor].bands
     places = [i for i in range(16) if mask >> i & 1]
@@ -240,10 +241,12 @@ def _read_header(reader: _Reader, nbytes: int) -> Header:
     if flags & _NODATA:
         value = np.frombuffer(reader.take(numpy_dtype.itemsize, "nodata"), numpy_dtype)[0].item()
         nodata = value
-    offset = struct.unpack("<d", reader.take(8, "offset"))[0] if flags & _OFFSET else 0.0
-    scale = struct.unpack("<d", reader.take(8, "scale"))[0] if flags & _SCALE else 1.0
+    offset = reader.number("offset") if flags & _OFFSET else 0.0
+    scale = reader.number("scale") if flags & _SCALE else 1.0
     t, y, x = (reader.varint("shape") for _ in range(3))
-    extent = tuple(reader.varint("extent") for _ in range(3)) if flags & _EXTENT else (t, y, x)
+    extent = (t, y, x)
+    if flags & _EXTENT:
+        extent = (reader.varint("extent"), reader.varint("extent"), reader.varint("extent"))
     shape = (t, len(places), y, x)
     if (
         min(shape) < 1
@@ -256,6 +259,9 @@ def _read_header(reader: _Reader, nbytes: int) -> Header:
         grids = tuple(reader.take(len(places), "grids of the bands"))
         if not any(grids) or max(grids) > LAST_GRID:
             raise StreamError(f"unknown grids of bands {grids} in the header: install a newer xtec")
+    ranges: tuple[tuple[float, float], ...] = ()
+    if flags & _RANGES:
+        ranges = tuple(_read_range(reader, numpy_dtype) for _ in places)
     how: tuple[int, ...] = ()
     flex: dict[str, Any] = {}
     if model == "flex":
@@ -287,7 +293,44 @@ def _read_header(reader: _Reader, nbytes: int) -> Header:
         raise
     except ValueError as error:
         raise StreamError(f"the header makes no sense: {error}") from error
-    return Header(config, model, digest, dtype, shape, extent, margin, how, told, grids, nbytes)  # type: ignore[arg-type]
+    return Header(
+        config=config,
+        model=model,
+        digest=digest,
+        dtype=dtype,
+        shape=shape,
+        extent=extent,
+        margin=margin,
+        how=how,
+        told=told,
+        grids=grids,
+        ranges=ranges,
+        nbytes=nbytes,
+    )
+
+
+def pack_ranges(ranges: tuple[tuple[float, float], ...], dtype: str) -> bytes:
+    """Header field ``ranges``: of integers the lowest (zigzag) and the width as varints."""
+    if dtype == "float32":
+        return np.array(ranges, "<f4").tobytes()
+    pairs = ((int(low), int(high)) for low, high in ranges)
+    return b"".join(_varint(low << 1 ^ low >> 63) + _varint(high - low) for low, high in pairs)
+
+
+def _read_range(reader: _Reader, dtype: np.dtype) -> tuple[float, float]:
+    what = "range of a band"
+    if dtype.kind == "f":
+        low, high = np.frombuffer(reader.take(8, what), dtype).tolist()
+        fits = -math.inf < low <= high < math.inf
+    else:
+        code = reader.varint(what)
+        low = code >> 1 ^ -(code & 1)
+        high = low + reader.varint(what)
+        limits = np.iinfo(dtype)
+        fits = limits.min <= low and high <= limits.max
+    if not fits:
+        raise StreamError(f"impossible range of a band in the header: {low} to {high}")
+    return low, high
 
 
 def _name(codes: dict[str, int], code: int, what: str) -> str:
@@ -311,6 +354,13 @@ def _varint(n: int) -> bytes:
     return bytes(out)
 
 
+def _float(x: float) -> bytes:
+    """float64 without its lowest bytes where they are zeros, after the number of those that are
+    there."""
+    data = struct.pack("<d", x).lstrip(b"\0")
+    return bytes([len(data)]) + data
+
+
 class _Reader:
     def __init__(self, view: memoryview) -> None:
         self.view = view
@@ -327,6 +377,12 @@ class _Reader:
             )
         self.at += n
         return self.view[self.at - n : self.at]
+
+    def number(self, what: str) -> float:
+        n = self.take(1, what)[0]
+        if n > 8:
+            raise StreamError(f"{what} takes {n} bytes: a number has at most 8")
+        return struct.unpack("<d", bytes(8 - n) + bytes(self.take(n, what)))[0]
 
     def varint(self, what: str) -> int:
         value = 0

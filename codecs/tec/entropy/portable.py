@@ -91,7 +91,8 @@ class ScaleGrid:
 
 @dataclass(frozen=True)
 class Margin:
-    """How far two evaluations of a parameter x may lie apart: absolute + relative * abs(x).
+    """How far two evaluations of a parameter x may lie apart: absolute + relative * abs(x), x being
+    the largest of the numbers that a mean is the sum of.
 
     Both are powers of two between 2**-60 and 2**10, or 0.
     """
@@ -156,12 +157,19 @@ class Writer:
         """Values so far that came within the margin of a boundary, in all rows together."""
         return sum(positions.size for row in self._notes for positions, _ in row)
 
-    def parameters(self, mean: np.ndarray, log_scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def parameters(
+        self,
+        mean: np.ndarray,
+        log_scale: np.ndarray,
+        size: Callable[[], np.ndarray] | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Scales to levels, then means to multiples of the step of their level.
 
         Parameters
         ----------
         mean, log_scale : (n, k) float32 or float64; the logarithm is the natural one
+        size : gives (n, k), how large the numbers are that each mean is the sum of, where they are
+            larger than it: the margin goes by it
 
         Returns
         -------
@@ -172,11 +180,12 @@ class Writer:
         ------
         TecError : a value is NaN or infinite, or a mean is beyond 2**24 of its steps
         """
-        mean, log_scale = _rows(len(self._notes), mean, log_scale)
+        sizes = mean if size is None else size()
+        mean, log_scale, sizes = _rows(len(self._notes), mean, log_scale, sizes)
         index, mean_hat = np.empty(mean.shape, np.uint16), np.empty(mean.shape, np.float32)
         kernel = rounding.write_parameters[mean.dtype]
         for i in range(len(mean)):
-            inputs = mean[i], log_scale[i], *self._grid._arrays
+            inputs = mean[i], log_scale[i], sizes[i], *self._grid._arrays
             self._write(i, kernel, inputs, (index[i], mean_hat[i]))
         self._position += 2 * mean.shape[1]
         return index, mean_hat
@@ -243,8 +252,13 @@ class Reader:
         for raw, state in zip(self._data, self._states, strict=True):
             rounding.start(raw, state)
 
-    def parameters(self, mean: np.ndarray, log_scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As ``Writer.parameters``.
+    def parameters(
+        self,
+        mean: np.ndarray,
+        log_scale: np.ndarray,
+        size: Callable[[], np.ndarray] | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As ``Writer.parameters``; ``size`` is not asked.
 
         Raises
         ------

@@ -191,10 +191,10 @@ def _decide(t, choice):
 
 
 def _write_parameters(
-    mean, log_scale, grid, steps, margin, position, index, mean_hat, positions, choices
+    mean, log_scale, size, grid, steps, margin, position, index, mean_hat, positions, choices
 ):
     """Round one row; grid is (log of the smallest scale, levels per unit of log, levels), margin
-    (absolute, relative).
+    (absolute, relative), size how large the numbers are that a mean is the sum of.
 
     Returns (error, position) or (0, number of notes).
     """
@@ -220,7 +220,7 @@ def _write_parameters(
         if not abs(t) <= MEAN_LIMIT:
             return int64(TOO_LARGE if abs(x) < np.inf else NOT_FINITE), int64(i)
         q = np.rint(t)
-        m = (absolute + relative * abs(x)) * per_step
+        m = (absolute + relative * max(abs(x), abs(float64(size[i])))) * per_step
         if abs(t - q) + m > _NEAR:
             found = _note(q, m, position + 2 * i + 1, positions, choices, found)
         mean_hat[i] = float32(float64(int64(q)) * step)
@@ -311,7 +311,7 @@ def _for_floats(function: Callable, signature: Callable) -> dict[np.dtype, Calla
 
 
 write_parameters = _for_floats(
-    _write_parameters, lambda x: _PAIR(x, x, _F64, _F64, _F64, int64, *_OUT, *_POSITIONS)
+    _write_parameters, lambda x: _PAIR(x, x, x, _F64, _F64, _F64, int64, *_OUT, *_POSITIONS)
 )
 read_parameters = _for_floats(
     _read_parameters, lambda x: _PAIR(x, x, _F64, _F64, int64, array(uint8), _STATE, *_OUT)

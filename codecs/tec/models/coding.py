@@ -57,8 +57,16 @@ Steps = Generator[Step, np.ndarray, torch.Tensor]
 class Rounder(Protocol):
     """The side of :mod:`tec.entropy.portable` that a model sees."""
 
-    def parameters(self, mean: np.ndarray, log_scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(n, k) float32 twice -> table index (n, k) uint16 and mean on its grid (n, k) float32."""
+    def parameters(
+        self,
+        mean: np.ndarray,
+        log_scale: np.ndarray,
+        size: Callable[[], np.ndarray] | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(n, k) float32 twice -> table index (n, k) uint16 and mean on its grid (n, k) float32.
+
+        ``size`` gives (n, k), how large the numbers are that a mean is the sum of, to who asks.
+        """
 
     def round(self, values: np.ndarray, step: float = 1.0) -> np.ndarray:
         """(n, k) float32 -> multiples of ``step``, (n, k) int32."""
@@ -209,8 +217,8 @@ class TemporalModel(Protocol):
     def compression(self, sent: int, compression: float) -> float:
         """λ of a date of which ``sent`` tokens are coded, in a chunk of λ ``compression``."""
 
-    def margin_at(self, compression: float) -> Margin:
-        """Rounding margin that an encoder allows for."""
+    def margin_at(self, compression: float, dates: int = 2) -> Margin:
+        """Rounding margin that an encoder allows for on a date told of so many before it."""
 
     def analysis(self, x: torch.Tensor, compression: float) -> torch.Tensor:
         """(n, bands, h, w) standardised -> y (n, latents, h / 16, w / 16)."""

@@ -12,6 +12,7 @@ hyperprior: a hyperlatent, where there was one, took 0.1 % of the bits and told 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -320,6 +321,11 @@ class Told(NamedTuple):
     predictions: tuple[torch.Tensor, ...]
 
 
+def _more(n: int) -> nn.Module:
+    """Two layers that start as nothing, beside which their input goes on."""
+    return nn.Sequential(nn.Conv2d(n, n, 1), nn.ReLU(), _from_zero(nn.Conv2d(n, n, 1)))
+
+
 class Group(nn.Module):
     """Mean and scale of one channel group: what came before, then the checkerboard's anchors."""
 
@@ -332,26 +338,28 @@ class Group(nn.Module):
             nn.Conv2d(hidden, hidden, 5, padding=2, groups=4),
         )
         self.rate = nn.Parameter(torch.zeros(len(config.rates), hidden))
+        self.before = _more(hidden)
         self.anchors = _from_zero(nn.Conv2d(hidden, 2 * size, 1))
         narrow = min(size, 64)
         self.around = nn.Sequential(
             nn.Identity() if size == narrow else nn.Conv2d(size, narrow, 1),
             nn.Conv2d(narrow, hidden, 3, padding=1),
         )
+        self.after = _more(hidden)
         self.others = _from_zero(nn.Conv2d(hidden, 2 * size, 1))
         # Neighbouring blocks share their mean level: a linear path that large values do not
         # saturate.
         self.neighbours = _from_zero(nn.Conv2d(size, size, 3, padding=1, groups=size, bias=False))
         self.trust = _from_zero(nn.Conv2d(hidden, told, 1)) if told else None
 
-    def prediction(
+    def predictions(
         self, trunk: torch.Tensor, parts: tuple[torch.Tensor, ...]
-    ) -> torch.Tensor | float:
-        """The predictions of this group's channels as one."""
+    ) -> list[torch.Tensor]:
+        """The predictions of this group's channels, as far as they are trusted."""
         if self.trust is None:
-            return 0.0
+            return []
         shares = torch.sigmoid(self.trust(F.relu(trunk)).to(parts[0].dtype) + TRUST).split(1, 1)
-        return sum((share * part for share, part in zip(shares, parts)), 0.0)
+        return [share * part for share, part in zip(shares, parts)]
 
 
 class Autoregression(_Compact):
@@ -361,6 +369,7 @@ class Autoregression(_Compact):
     """
 
     stride = 16
+    first_table = 0  # of its own in the tables that its symbols are coded with
 
     def __init__(self, config: CompactConfig, told: tuple[int, int] = (0, 0)) -> None:
         super().__init__(config)
@@ -373,10 +382,13 @@ class Autoregression(_Compact):
         self.log_scale = nn.Parameter(torch.zeros(config.latents))  # of the latent before the gain
 
     def passes(self, shape: tuple[int, int, int], rate: torch.Tensor, told: Told | None = None):
-        """The autoregression: yields (channels, parity, mean, log_scale), receives decoded values.
+        """The autoregression: yields (channels, parity, mean, log_scale, terms), receives decoded
+        values.
 
         mean, log_scale and the values are (n, channels * positions), laid out as in
-        :class:`tec.models.coding.Step`; returns y_hat (n, latents, h, w), with shape = (n, h, w).
+        :class:`tec.models.coding.Step`; ``terms`` is what the means of the group are the sum of,
+        (n, channels, h, w) each. Returns y_hat (n, latents, h, w), with shape = (n, h,
+        w).
         """
         n, h, w = shape
         # Log scale that the networks correct, in quantiser steps: (n, latents, 1, 1).
@@ -386,30 +398,35 @@ class Autoregression(_Compact):
             seen = torch.cat([seen, told.features], 1)
         done = []
         k = 0
-        for net, size in zip(cast("list[Group]", self.groups), self.config.groups):
-            channels = slice(k, k + size)
-            whole = (n, size, h, w)
+        for net, count in zip(cast("list[Group]", self.groups), self.config.groups):
+            channels = slice(k, k + count)
+            whole = (n, count, h, w)
             level = base[:, channels]
             trunk = net.trunk(seen) + interpolate(net.rate, rate)[:, :, None, None]
+            trunk = trunk + net.before(F.relu(trunk))
             parts = () if told is None else tuple(p[:, channels] for p in told.predictions)
-            near = net.prediction(trunk, parts)
+            terms = net.predictions(trunk, parts)
+            near = sum(terms, 0.0)
             mean, log_scale = net.anchors(F.relu(trunk)).chunk(2, 1)
-            values = yield channels, 0, gather(mean + near, 0), gather(log_scale + level, 0)
+            asked = gather(mean + near, 0), gather(log_scale + level, 0)
+            values = yield channels, 0, *asked, terms
             group = scatter(values, whole, 0)
             missed = group
             if isinstance(near, torch.Tensor):
                 missed = group - scatter(gather(near, 0), whole, 0)
             hidden = F.relu(trunk + net.around(torch.asinh(missed)))
+            hidden = hidden + net.after(hidden)
             mean, log_scale = net.others(hidden).chunk(2, 1)
             with torch.autocast(missed.device.type, enabled=False):
                 mean = mean + net.neighbours(missed) + near
-            values = yield channels, 1, gather(mean, 1), gather(log_scale + level, 1)
+            asked = gather(mean, 1), gather(log_scale + level, 1)
+            values = yield channels, 1, *asked, [*terms, missed]
             group = group + scatter(values, whole, 1)
             done.append(group)
             seen = torch.cat([seen, torch.asinh(group)], 1)
             if parts:
                 seen = torch.cat([seen, torch.asinh(group - near)], 1)
-            k += size
+            k += count
         return torch.cat(done, 1)
 
     def coded(
@@ -432,15 +449,17 @@ class Autoregression(_Compact):
         try:
             wanted = next(passes)
             while True:
-                where, parity, mean, log_scale = wanted
-                index, mean = rounder.parameters(_numpy(mean), _numpy(log_scale))
+                where, parity, mean, log_scale, terms = wanted
+                around = _size(terms, parity) if terms else None
+                index, mean = rounder.parameters(_numpy(mean), _numpy(log_scale), around)
                 symbols = np.zeros(mean.shape, np.int32)
                 size = where.stop - where.start
                 there = max(0, min(size, sent - where.start))
                 k = there * mean.shape[1] // size
                 if there:
                     part = slice(where.start, where.start + there)
-                    symbols[:, :k] = yield Step("y", part, index[:, :k], mean[:, :k], parity)
+                    table = index[:, :k] + np.uint16(self.first_table)
+                    symbols[:, :k] = yield Step("y", part, table, mean[:, :k], parity)
                 if random is not None and there < size:
                     drawn = random.numbers(mean.shape[1] - k)
                     symbols[:, k:] = self.tables.draw(index[:, k:], drawn)
@@ -460,7 +479,7 @@ class Autoregression(_Compact):
         try:
             wanted = next(passes)
             while True:
-                channels, parity, mean, log_scale = wanted
+                channels, parity, mean, log_scale, _ = wanted
                 part = gather(y[:, channels], parity)
                 size = channels.stop - channels.start
                 spent.append(rounding.bits(part, mean, log_scale).unflatten(1, (size, -1)).sum(2))
@@ -488,6 +507,11 @@ class CompactElic(Autoregression):
         y = self.transforms.encode(x, rate)
         out = self.estimate(y, rate, rounding)
         return {"x_hat": self.transforms.decode(out["y_hat"], rate), "y": y, **out}
+
+
+def _size(terms: list[torch.Tensor], parity: int) -> Callable[[], np.ndarray]:
+    """How large terms are, there and around: for `Rounder`."""
+    return lambda: _numpy(gather(F.max_pool2d(torch.stack(terms).abs().sum(0), 3, 1, 1), parity))
 
 
 def _numpy(x: torch.Tensor) -> np.ndarray:

@@ -3,7 +3,8 @@
 Sentinel-2 images of a place lie on one grid, so what the dates before say of a position stands at
 that position and around it. A small network makes features of their latents; each channel group
 predicts its latents from them, as far as it trusts them (a cloud says nothing), and goes on as
-``elic`` does. A first date is coded the same way, with nothing told.
+``elic`` does. A date that is told nothing, as the first is, goes to ``elic`` itself where it is at
+hand, else the same way.
 
 ``flex`` is the same network. A quality is a rate and a number of channels: what is not sent takes
 the value that is predicted for it.
@@ -19,8 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..entropy.portable import Margin
+from ..entropy.tables import Tables
+from ..errors import WeightsError
 from .coding import Past, Rounder, Step
-from .compact import Autoregression, Bottleneck, CompactConfig, Told, interpolate
+from .compact import Autoregression, Bottleneck, CompactConfig, CompactElic, Told, interpolate
 from .densities import Rounding
 from .tokens import TOKENS
 
@@ -70,6 +74,7 @@ class CompactTT(Autoregression):
         image, width = config.image, config.width
         super().__init__(image, (DATES, config.side))
         self.repacked = False  # "flex": set by tec.weights
+        self.alone: CompactElic | None = None
         self.sizes = config
         rates, latents = len(image.rates), image.latents
         self.embed = nn.Conv2d(latents, width, 1)
@@ -103,6 +108,24 @@ class CompactTT(Autoregression):
         ]
         return Told(features.to(none.dtype), tuple(parts))
 
+    def lean_on(self, elic: CompactElic) -> None:
+        """Have ``elic``, which has the same transforms, code dates that are told nothing.
+
+        It has learnt nothing else. Its tables come after those of this model.
+        """
+        if elic.config != self.config:
+            raise WeightsError("'elic' has other sizes or rates than the 'tt' that leans on it")
+        elic.transforms = self.transforms
+        elic.first_table = len(self.tables)
+        self.alone = elic
+        self.tables = Tables.concatenate([self.tables, elic.tables])
+
+    def margin_at(self, compression: float, dates: int = DATES) -> Margin:
+        """Rounding margin that an encoder allows for on a date told of so many before it."""
+        if self.alone is not None and not dates:
+            return self.alone.margin_at(compression)
+        return super().margin_at(compression)
+
     def compression(self, sent: int, compression: float) -> float:
         """λ of a date of which ``sent`` tokens are coded."""
         return self.sizes.qualities[sent][0] if self.repacked else compression
@@ -127,11 +150,14 @@ class CompactTT(Autoregression):
         """The autoregression over one date; see :class:`tec.models.coding.TemporalModel`."""
         n = history.shape[0]
         rate = self._rate(compression, n)
-        step = self._step(rate)
-        told = self.told([y / step for y in history.latents], history.shape, rate)
         channels = self.sizes.qualities[sent][1] if self.repacked else None
         random = history.random() if forecast == "sample" else None
-        steps = self.coded(history.shape, rate, rounder, told, channels=channels, random=random)
+        if self.alone is not None and not history.latents:
+            steps = self.alone.coded(history.shape, rate, rounder, channels=channels, random=random)
+        else:
+            step = self._step(rate)
+            told = self.told([y / step for y in history.latents], history.shape, rate)
+            steps = self.coded(history.shape, rate, rounder, told, channels=channels, random=random)
         return Decoded((yield from steps))
 
     def restored(self, out: Decoded) -> Tensor:

@@ -19,7 +19,7 @@ from ..errors import TecError
 from .blocks import AttentionBlock, ResidualUnit, channels_last, conv, deconv, round_through
 from .coding import Rounder
 from .published import load_strictly, shapes, without_prefix
-from .temporal import DateOut, DateSteps, History, TemporalPrior, Unrolling, date_steps
+from .temporal import DATES, DateOut, DateSteps, History, TemporalPrior, Unrolling, date_steps
 from .tokens import CELLS, TOKENS, Layout, from_blocks, to_blocks
 from .transformer import EPSILON
 
@@ -251,7 +251,7 @@ class TT(nn.Module):
         """A checkpoint has one rate."""
         return compression
 
-    def margin_at(self, compression: float) -> Margin:
+    def margin_at(self, compression: float, dates: int = DATES) -> Margin:
         """Rounding margin."""
         return self.margin
 

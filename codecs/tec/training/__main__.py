@@ -20,6 +20,7 @@ from .sequences import series
 from .temporal import TemporalRecipe, TemporalTrainer, extend_tt
 from .train import Pair, Recipe, Trainer
 
+PAIR = ("elic", "fp")
 LEVELS = {"S2L2A": ("L2A", "L1C"), "S2L1C": ("L1C",)}
 
 
@@ -41,6 +42,9 @@ def main() -> None:
         fit.add_argument(
             "--out", type=Path, required=True, help="state and curves; resumed when it exists"
         )
+        fit.add_argument(
+            "--further", action="store_true", help="start from the built-in weights of the models"
+        )
         fit.add_argument("--steps", type=int, default=steps)
         fit.add_argument(
             "--minutes", type=float, default=math.inf, help="stop after so long; run again to go on"
@@ -59,19 +63,24 @@ def main() -> None:
     published.add_argument("--size", type=int, default=PublishedRecipe.size)
     published.add_argument("--minutes", type=float, default=math.inf)
     published.add_argument("--device", default="cpu")
-    for name, what in (("export", "elic and fp"), ("export-tt", "tt and flex")):
-        export = commands.add_parser(
-            name, help=f"write the checkpoints of {what}, with tables and margins measured"
-        )
-        export.add_argument("train", type=Path)
-        export.add_argument("--out", type=Path, required=True, help="folder of the run")
-        export.add_argument("--weights", type=Path, default=FOLDER, help="where the files go")
-        export.add_argument(
-            "--rates", help="λ of the gain vectors, comma-separated, when calibrated anew"
-        )
+    export = commands.add_parser(
+        "export", help="write the checkpoints of a run of fit or fit-tt: half precision, tables"
+    )
+    export.add_argument("train", type=Path, help="cubes on which tables and margins are measured")
+    export.add_argument("--out", type=Path, required=True, help="folder of the run")
+    export.add_argument(
+        "--built-in",
+        action="store_true",
+        help="replace the weights of this package, in place of files in OUT for weights=",
+    )
+    export.add_argument(
+        "--patch",
+        type=Path,
+        help="cube of patch 0080717, on which λ (of flex the qualities) are calibrated",
+    )
     args = parser.parse_args()
     torch.set_flush_denormal(True)
-    smallest = 64 if args.command.endswith("-tt") else 96
+    smallest = 96 if args.command == "fit" else 64
     train = list(
         load_frames(args.train, sensor=args.sensor, levels=LEVELS[args.sensor], smallest=smallest)
     )
@@ -80,7 +89,6 @@ def main() -> None:
         "fit-tt": _fit_tt,
         "fit-published": _fit_published,
         "export": _export,
-        "export-tt": _export_tt,
     }[args.command](args, train)
 
 
@@ -93,8 +101,16 @@ def _fit(args: argparse.Namespace, train: list[Frame]) -> None:
     val = _val(args)
     print(f"{len(train)} training frames, {len(val)} validation frames", flush=True)
     model = CompactConfig(bands=len(train[0].values))
+    start = None
+    if args.further:
+        known = {name: cast(Any, load(name, sensor=args.sensor, device="cpu")) for name in PAIR}
+        model = known["elic"].config
+        start = Pair(model)
+        for name, network in known.items():
+            getattr(start, name).load_state_dict(network.state_dict())
     recipe = Recipe(steps=args.steps, sensor=args.sensor, model=model)
-    Trainer(recipe, train, val, args.out, args.device).run(minutes=args.minutes)
+    trainer = Trainer(recipe, train, val, args.out, args.device, start)
+    trainer.run(minutes=args.minutes)
 
 
 def _fit_tt(args: argparse.Namespace, train: list[Frame]) -> None:
@@ -102,7 +118,10 @@ def _fit_tt(args: argparse.Namespace, train: list[Frame]) -> None:
     val = [s for s in series(_val(args)) if len(s.smooth) > 1]
     print(f"{len(places)} training places, {len(val)} validation series", flush=True)
     start: Any
-    if args.sensor == "S2L2A":
+    if args.further:
+        start = cast(CompactTT, load("tt", sensor=args.sensor, device="cpu")).requires_grad_()
+        config = start.sizes
+    elif args.sensor == "S2L2A":
         start = cast(CompactElic, load("elic", device="cpu"))
         config = CompactTTConfig(image=start.config)
     else:
@@ -131,28 +150,20 @@ def _fit_published(args: argparse.Namespace, train: list[Frame]) -> None:
     trainer.run(minutes=args.minutes)
 
 
-def _image(args: argparse.Namespace, train: list[Frame]) -> CompactConfig:
-    config = CompactConfig(bands=len(train[0].values))
-    if args.rates:
-        config = replace(config, rates=tuple(float(v) for v in args.rates.split(",")))
-    return config
-
-
 def _export(args: argparse.Namespace, train: list[Frame]) -> None:
-    from .export import averaged, export
+    from .export import averaged, choose_qualities, choose_rates, export
 
-    pair = averaged(args.out, Pair(_image(args, train)))
-    print(json.dumps(export(pair, train, args.weights, sensor=args.sensor), indent=1))
-
-
-def _export_tt(args: argparse.Namespace, train: list[Frame]) -> None:
-    from .export import averaged, choose_qualities, export
-
-    image = _image(args, train)
-    tt = averaged(args.out, CompactTT(CompactTTConfig(image=image)))
-    if args.sensor == "S2L2A":
-        tt.sizes = replace(tt.sizes, qualities=choose_qualities(tt, train))
-    print(json.dumps(export(tt, train, args.weights, sensor=args.sensor), indent=1))
+    trained = averaged(args.out)
+    patch = list(load_frames(args.patch, sensor=args.sensor)) if args.patch else []
+    if patch and isinstance(trained, CompactTT):
+        trained.sizes = replace(trained.sizes, qualities=choose_qualities(trained, patch))
+    elif patch and isinstance(trained, Pair):
+        rates = choose_rates(trained.elic, patch)
+        for model in (trained.elic, trained.fp):
+            model.config = replace(model.config, rates=rates)
+    folder = FOLDER if args.built_in else args.out
+    found = export(trained, train, folder, sensor=args.sensor, alone=not args.built_in)
+    print(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,31 +37,51 @@ class Frame:
 def load_frames(
     folder: Path, *, sensor: str = "S2L2A", levels: tuple[str, ...] = ("L2A",), smallest: int = 96
 ) -> Iterator[Frame]:
-    """Frames of every Zarr cube in ``folder`` that has all bands of the sensor.
+    """Frames of every Zarr cube in ``folder`` (or of one cube) that has all bands of the sensor.
 
-    Cubes hold one variable ``reflectance`` (time, band, y, x) of DN with attributes ``level``,
-    ``offset`` and ``resampling``. Frames with nodata or smaller than ``smallest`` are left out.
-    Frames of another level than the first are drawn half as often: they are there for variety.
+    Cubes hold DN: a variable ``reflectance`` (time, band, y, x), or one (time, y, x) a band.
+    Attributes, where they are there: ``level`` (else the first of ``levels``), ``offset`` (0),
+    ``nodata`` (0), and ``resampling``, which says "bilinear" where 20 m bands are interpolated.
+    Frames with nodata or smaller than ``smallest`` are left out. Frames of another level than the
+    first are drawn half as often: they are there for variety.
     """
-    import xarray as xr
-
     s = SENSORS[sensor]
     mean = np.array(s.mean, np.float32)[:, None, None]
     std = np.array(s.std, np.float32)[:, None, None]
-    for path in sorted(Path(folder).glob("*.zarr")):
-        cube = xr.open_zarr(path, consolidated=False).reflectance
-        if cube.attrs["level"] not in levels or min(cube.sizes["y"], cube.sizes["x"]) < smallest:
+    folder = Path(folder)
+    for path in [folder] if folder.suffix == ".zarr" else sorted(folder.glob("*.zarr")):
+        cube = _cube(path)
+        level = cube.attrs.get("level", levels[0])
+        if level not in levels or min(cube.sizes["y"], cube.sizes["x"]) < smallest:
             continue
         names = canonical_bands([str(b) for b in cube.band.values], sensor="S2L1C")
         if not set(s.bands) <= set(names):
             continue
+        offset = np.float32(cube.attrs.get("offset", 0))
         repeated = "bilinear" not in cube.attrs.get("resampling", "")
         for dn in cube.isel(band=[names.index(b) for b in s.bands]).values:
             if (dn == cube.attrs.get("nodata", 0)).mean() < 0.001:
-                values = (dn.astype(np.float32) - np.float32(cube.attrs["offset"]) - mean) / std
+                values = (dn.astype(np.float32) - offset - mean) / std
                 smooth = interpolate_coarse(values, s.gsd) if repeated else values
-                weight = 1.0 if cube.attrs["level"] == levels[0] else 0.5
+                weight = 1.0 if level == levels[0] else 0.5
                 yield Frame(path.name, values, smooth, weight)
+
+
+def _cube(path: Path) -> Any:
+    """(time, band, y, x)."""
+    import xarray as xr
+
+    ds = xr.open_zarr(path, consolidated=False)
+    if "reflectance" in ds:
+        return ds.reflectance.transpose("time", "band", "y", "x")
+    names = [name for name in SENSORS["S2L1C"].bands if name in ds]
+    if not names:
+        raise ValueError(
+            f"{path} has neither a variable 'reflectance' (time, band, y, x) nor any of a band "
+            "(B02, ...): rename its variables"
+        )
+    cube = ds[names].to_dataarray("band").assign_attrs(ds[names[0]].attrs)
+    return cube.transpose("time", "band", "y", "x")
 
 
 def interpolate_coarse(values: np.ndarray, gsd: tuple[int, ...]) -> np.ndarray:

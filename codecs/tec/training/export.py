@@ -9,25 +9,26 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import save
+from safetensors.torch import load, save
 
 from ..entropy.portable import Margin, ScaleGrid, Writer
 from ..entropy.tables import Tables
 from ..errors import WeightsError
 from ..models.coding import Past, drive
-from ..models.compact import CompactElic, CompactFactorized, interpolate
-from ..models.compact_tt import CompactTT
+from ..models.compact import CompactConfig, CompactElic, CompactFactorized
+from ..models.compact_tt import CompactTT, CompactTTConfig
 from ..models.densities import Rounding
 from .data import Crops, Frame
 from .sequences import Pool, series
 from .train import Pair
 
+#: The file of each model.
+_FILE = {"elic": "elic", "fp": "fp", "tt": "tt", "flex": "tt"}
 Model = CompactElic | CompactFactorized | CompactTT
-Trained = TypeVar("Trained", Pair, CompactTT)
 #: Kept in float32: everything that sets a scale or a level. (The linear transform is orthogonal to
 #: 1e-4 in half precision: less than 0.1 DN.)
 _FLOAT32 = (
@@ -53,11 +54,13 @@ def export(
     *,
     sensor: str = "S2L2A",
     batches: int = 60,
+    alone: bool = False,
 ) -> dict:
-    """Write checkpoints of one sensor to ``folder``, and its manifest there.
+    """Write checkpoints of one sensor to ``folder``.
 
-    A pair gives transforms, ``elic`` and ``fp``; a ``tt`` itself (and ``flex``, where it has
-    qualities), over transforms that are there, or its own where the sensor has none.
+    A pair gives ``elic`` and ``fp``, a ``tt`` itself (and ``flex``, where it has qualities). Their
+    transforms are a file of their own, where a ``tt`` may find those of a pair, and a manifest
+    names all; or, with ``alone``, each file has its own, and is what ``weights=`` takes.
 
     Tables and margins are measured on crops of ``frames``, with the weights as they are after
     rounding to half precision. Nothing is written before all is measured.
@@ -72,13 +75,17 @@ def export(
         models, config = {"elic": trained.elic, "fp": trained.fp}, asdict(trained.elic.config)
     else:
         models, config = {"tt": trained}, asdict(trained.sizes)
-    shared = _bytes(next(iter(models.values())).transforms, "transforms.", {})
     files = {
-        name: _finished(name, model, Scenes(frames, sensor), config, batches)
+        name: _finished(name, model, Scenes(frames, sensor), config, batches, alone)
         for name, model in models.items()
     }
     if isinstance(trained, CompactTT) and trained.sizes.qualities:
-        files["flex"], models["flex"] = files["tt"], trained
+        models["flex"] = trained
+    if alone:
+        for name, content in files.items():
+            (folder / f"{name}.safetensors").write_bytes(content)
+        return {name: {"file": str(folder / f"{_FILE[name]}.safetensors")} for name in models}
+    shared = _bytes(next(iter(models.values())).transforms, "transforms.", {})
     return _write(folder, sensor, models, shared, files)
 
 
@@ -89,8 +96,10 @@ def _to_half(module: torch.nn.Module) -> None:
     module.eval()
 
 
-def _finished(name: str, model: Model, scenes: Scenes, config: dict, batches: int) -> bytes:
-    """A checkpoint without the transforms."""
+def _finished(
+    name: str, model: Model, scenes: Scenes, config: dict, batches: int, whole: bool
+) -> bytes:
+    """A checkpoint, with or without the transforms."""
     model.tables = fit_tables(model, scenes, batches=batches)
     model.margins = measure_margins(model, scenes)
     metadata = {
@@ -99,7 +108,7 @@ def _finished(name: str, model: Model, scenes: Scenes, config: dict, batches: in
         "margins": json.dumps([[m.absolute, m.relative] for m in model.margins]),
     }
     own = {f"tables.{k}": torch.from_numpy(v) for k, v in model.tables.to_arrays().items()}
-    return _bytes(model, "", metadata, own)
+    return _bytes(model, "", metadata, own, whole=whole)
 
 
 def _write(
@@ -109,35 +118,51 @@ def _write(
     transforms = folder / f"{prefix}-transforms.safetensors"
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text()) if path.exists() else {}
-    if manifest.get(sensor) and transforms.exists() and transforms.read_bytes() != shared:
-        manifest[sensor] = {}  # of other transforms
+    same = transforms.exists() and transforms.read_bytes() == shared
+    if "elic" in models or not same:
+        manifest[sensor] = {}  # of other transforms, or a "tt" that leans on another "elic"
+    elic = b""
+    if "elic" in manifest.get(sensor, {}):
+        elic = (folder / f"{prefix}-elic.safetensors").read_bytes()
     entry = {}
     for name, model in models.items():
-        own = "tt" if name == "flex" else name
+        own = _FILE[name]
+        parts = [("transforms", shared), ("elic", elic), (own, files[own])]
+        parts = [(part, content) for part, content in parts if content]
         entry[name] = {
-            "files": [transforms.name, f"{prefix}-{own}.safetensors"],
-            "sha256": hashlib.sha256(shared + files[name]).hexdigest(),
-            "parameters": sum(p.numel() for p in model.parameters()),
+            "files": [f"{prefix}-{part}.safetensors" for part, _ in parts],
+            "sha256": hashlib.sha256(b"".join(content for _, content in parts)).hexdigest(),
+            "parameters": sum(p.numel() for p in model.parameters())
+            + (_count(elic) if own == "tt" and elic else 0),
             "bands": model.config.bands,
             "compression": [model.config.rates[0], model.config.rates[-1]],
         }
     manifest.setdefault(sensor, {}).update(entry)
     transforms.write_bytes(shared)
     for name, content in files.items():
-        if name != "flex":
-            (folder / f"{prefix}-{name}.safetensors").write_bytes(content)
+        (folder / f"{prefix}-{name}.safetensors").write_bytes(content)
     path.write_text(json.dumps(manifest, indent=1) + "\n")
     return entry
 
 
-def averaged(folder: Path, empty: Trained) -> Trained:
-    """``empty`` with the averaged weights of a run; its configuration may give gain vectors other
-    λ."""
+def _count(file: bytes) -> int:
+    """Parameters in a checkpoint."""
+    return sum(v.numel() for k, v in load(file).items() if not k.startswith("tables."))
+
+
+def averaged(folder: Path) -> Pair | CompactTT:
+    """What a run has trained, with the averaged weights."""
     if not (folder / "state.pt").exists():
         raise WeightsError(f"no training state in {folder}: run `python -m tec.training fit` first")
     state = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
-    empty.load_state_dict(state["average"])
-    return empty
+    sizes = state["recipe"]["model"]
+    found: Pair | CompactTT
+    if "image" in sizes:
+        found = CompactTT(CompactTTConfig.from_dict(sizes))
+    else:
+        found = Pair(CompactConfig.from_dict(sizes))
+    found.load_state_dict(state["average"])
+    return found
 
 
 def _keep(name: str) -> bool:
@@ -149,49 +174,75 @@ def _bytes(
     prefix: str,
     metadata: dict[str, str],
     own: dict[str, torch.Tensor] | None = None,
+    *,
+    whole: bool = True,
 ) -> bytes:
     tensors = dict(own or {})
     for name, value in module.state_dict().items():
-        if prefix or not name.startswith("transforms."):
+        if whole or not name.startswith("transforms."):
             tensors[prefix + name] = (value if _keep(name) else value.half()).contiguous().cpu()
     return save(tensors, metadata=metadata)
 
 
-#: Bits of the first, second and eighth quality of the published "flex" on one 256 x 256 date, and
-#: what goes through them: bits = 24368 · quality ** 0.705 (model card, patch 0080717).
-_FLEX = (24368 / (12 * 256**2), 0.705)
+#: Bits of one 256 x 256 date of patch 0080717 at λ, by the published "elic" (model card).
+_ELIC = {2: 12800, 10: 32544, 40: 68352}
+#: The same by quality of the published "flex", through its bits at 1, 2 and 8: a · quality ** b.
+_FLEX = (24368, 0.705)
+#: What is coded takes a share more than what is estimated, and framing.
+_CODED = (1.02, 400)
 
 
 @torch.inference_mode()
-def choose_qualities(tt: CompactTT, frames: list[Frame]) -> tuple[tuple[float, int], ...]:
+def _spent(model: CompactElic | CompactTT, patch: list[Frame], rate: float) -> np.ndarray:
+    """Estimated bits of each date and latent, (dates, latents), at a position between the rates."""
+    rates = torch.full((1,), rate)
+    known: list[torch.Tensor] = []
+    bits = []
+    for frame in patch:
+        y = model.transforms.encode(torch.from_numpy(frame.smooth[None, :, :256, :256]), rates)
+        told = None
+        if isinstance(model, CompactTT):
+            told = model.told(known[-2:], (1, *y.shape[2:]), rates)
+        out = model.estimate(y, rates, Rounding(training=False), told)
+        known.append(out["y_hat"])
+        bits.append(out["by_channel"][0].double().numpy())
+    return np.stack(bits)
+
+
+def choose_rates(elic: CompactElic, patch: list[Frame]) -> tuple[float, ...]:
+    """λ of each gain vector, such that the first date of ``patch`` (0080717) takes the bits that
+    the published checkpoints take at the same λ."""
+    at = np.linspace(0, len(elic.config.rates) - 1, 29)
+    share, framing = _CODED
+    bits = [share * _spent(elic, patch[:1], float(p)).sum() + framing for p in at]
+    if not (bits[0] < min(_ELIC.values()) and max(_ELIC.values()) < bits[-1]):
+        raise ValueError(
+            f"the network takes {bits[0]:.0f} to {bits[-1]:.0f} bits of the patch, the published "
+            f"one {', '.join(map(str, _ELIC.values()))}: it is not trained enough to be calibrated"
+        )
+    places = np.interp(np.log(list(_ELIC.values())), np.log(bits), at)
+    slope, start = np.polyfit(places, np.log(list(_ELIC)), 1)
+    return tuple(float(f"{math.exp(start + slope * k):.4g}") for k in range(len(elic.config.rates)))
+
+
+def choose_qualities(tt: CompactTT, patch: list[Frame]) -> tuple[tuple[float, int], ...]:
     """λ and sent channels of each quality of ``flex``.
 
-    λ such that series of ``frames`` take about the bits of the published checkpoint; channels such
-    that those left out would have taken less than half a per cent of the bits.
+    λ such that the dates of ``patch`` (0080717) take the bits that the published checkpoint takes;
+    channels such that those left out would have taken less than half a per cent of the bits.
     """
     rates = tt.config.rates
-    pool = Pool(list(series(frames)), tt.transforms, np.random.default_rng(3), entries=24)
-    for _ in range(24):
-        pool.refresh()
-    seen, _ = pool.batch(24, 8)
-    at, spent = np.arange(0, len(rates) - 0.99, 0.5), []
-    for rate in at:
-        rows = torch.full((len(seen),), float(rate))
-        step = torch.exp(interpolate(tt.transforms.log_step, rows))[:, :, None, None]
-        before = [(seen[:, t] / step).round() for t in (0, 1)]
-        told = tt.told(before, (len(seen), *seen.shape[3:]), rows)
-        out = tt.estimate(seen[:, 2] / step, rows, Rounding(training=False), told)
-        spent.append(out["by_channel"].mean(0).double().numpy())
-    by_channel = np.stack(spent)  # (rates, latents)
-    samples = tt.config.bands * 16**2 * seen.shape[3] * seen.shape[4]
-    total = by_channel.sum(1) / samples
+    at = np.arange(0, len(rates) - 0.99, 0.5)
+    by_channel = np.stack([_spent(tt, patch, float(p)).mean(0) for p in at])  # (rates, latents)
+    share, framing = _CODED
+    total = share * by_channel.sum(1) + framing
     found = [(rates[0], 0)]
     for quality in range(1, 17):
         rate = np.interp(np.log(_FLEX[0] * quality ** _FLEX[1]), np.log(total), at)
         own = [np.interp(rate, at, column) for column in by_channel.T]
-        share = np.cumsum(own) / np.sum(own)
+        sent = np.cumsum(own) / np.sum(own)
         lmbda = np.exp(np.interp(rate, np.arange(len(rates)), np.log(rates)))
-        found.append((float(f"{lmbda:.4g}"), int(np.searchsorted(share, 0.995)) + 1))
+        found.append((float(f"{lmbda:.4g}"), int(np.searchsorted(sent, 0.995)) + 1))
     return tuple(found)
 
 
@@ -322,6 +373,13 @@ def _gaussian(symbols: np.ndarray, sigma: float) -> np.ndarray:
     return mass
 
 
+class _Asked(NamedTuple):
+    """Parameters, and the sizes that their margins go by."""
+
+    values: np.ndarray
+    size: np.ndarray
+
+
 class _Recorder:
     """A rounder that keeps the parameters it is asked about, and answers with another's
     decisions."""
@@ -329,11 +387,22 @@ class _Recorder:
     def __init__(self, n: int, grid: ScaleGrid, answers: list | None = None) -> None:
         self.writer = Writer(n, grid, Margin(0.0, 0.0))
         self.answers = iter(answers) if answers is not None else None
-        self.asked: list[tuple[np.ndarray, np.ndarray]] = []
+        self.asked: list[tuple[_Asked, _Asked]] = []
         self.given: list[tuple[np.ndarray, np.ndarray]] = []
 
-    def parameters(self, mean: np.ndarray, log_scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        self.asked.append((mean.astype(np.float64), log_scale.astype(np.float64)))
+    def parameters(
+        self,
+        mean: np.ndarray,
+        log_scale: np.ndarray,
+        size: Callable[[], np.ndarray] | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        large = np.abs(mean) if size is None else np.maximum(np.abs(mean), size())
+        self.asked.append(
+            (
+                _Asked(mean.astype(np.float64), large),
+                _Asked(log_scale.astype(np.float64), np.abs(log_scale)),
+            )
+        )
         answer = (
             self.writer.parameters(mean, log_scale) if self.answers is None else next(self.answers)
         )
@@ -369,8 +438,8 @@ def measure_margins(
             finally:
                 torch.set_num_threads(threads)
             for now, then in (pair for run in runs for pair in run):
-                size.append(np.abs(then).ravel())
-                difference.append(np.abs(now - then).ravel())
+                size.append(then.size.ravel())
+                difference.append(np.abs(now.values - then.values).ravel())
         x, d = np.concatenate(size), np.concatenate(difference)
         absolute = _power(safety * d[x < 4].max(initial=2.0**-24))
         beyond = np.maximum(safety * d - absolute, 0) / np.maximum(x, 1)
@@ -385,7 +454,7 @@ def _power(x: float) -> float:
 
 def _again(
     date: Date, base: _Recorder, symbols: list[np.ndarray], rows: slice, *, double: bool = False
-) -> list[tuple[np.ndarray, np.ndarray]]:
+) -> list[tuple[_Asked, _Asked]]:
     """Pairs of (parameters now, parameters then) of the same symbols and decisions, for some rows
     of the batch."""
     n = len(range(8)[rows])
@@ -394,5 +463,7 @@ def _again(
     answers = iter([s[rows] for s in symbols])
     date.run(recorder, lambda step: next(answers), rows, double=double)
     return [
-        (now, then[rows]) for a, b in zip(recorder.asked, base.asked) for now, then in zip(a, b)
+        (now, _Asked(then.values[rows], then.size[rows]))
+        for a, b in zip(recorder.asked, base.asked)
+        for now, then in zip(a, b)
     ]

@@ -95,6 +95,7 @@ class Run(ABC):
     def save(self) -> None:
         """Write the state, whole or not at all."""
         state = {
+            "recipe": asdict(self.recipe),
             "module": self.module.state_dict(),
             "average": self.average.state_dict(),
             "optimiser": self.optimiser.state_dict(),

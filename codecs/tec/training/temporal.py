@@ -194,8 +194,8 @@ class TemporalTrainer(Run):
             # Logarithms, so that all rates and places weigh alike; nearly empty ones a little less.
             value = torch.log(bits / (h * w) / typical + 0.2)
             there = (lengths > t).to(value)
-            values.append((value * there).sum() / n * (0.3 if t == 0 else 1.0))
-        return torch.stack(values).sum() / 2.3
+            values.append((value * there).sum() / n * (0.6 if t == 0 else 1.0))
+        return torch.stack(values).sum() / 2.6
 
     def measure(self) -> tuple[dict, str]:
         self.average.eval()
