@@ -72,7 +72,7 @@ def float_estimate(data: bytes) -> tuple[float, float]:
         asked = []
 
         class Spy:
-            def parameters(self, mean, log_scale, reader=reader, asked=asked):
+            def parameters(self, mean, log_scale, size=None, reader=reader, asked=asked):
                 asked.append((mean, log_scale))
                 return reader.parameters(mean, log_scale)
 
