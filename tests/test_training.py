@@ -99,6 +99,14 @@ def test_crops_are_deterministic_by_seed(frames):
     assert not torch.equal(first, other)
 
 
+def test_crops_are_as_large_as_the_frames_allow(frames):
+    assert Crops(frames).batch(2, 512).shape == (2, 12, 128, 128)
+    small = [Frame("small", frames[0].values[:, :100, :110], frames[0].smooth[:, :100, :110])]
+    assert Crops(small).batch(2, 128).shape == (2, 12, 96, 96)
+    with pytest.raises(ValueError, match="no training frames"):
+        Crops([])
+
+
 def test_crops_are_varied_by_haze_and_holes(frames):
     crops = Crops(frames, seed=3)
     assert crops.haze.shape == (12, 1, 1)

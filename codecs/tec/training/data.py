@@ -117,6 +117,11 @@ class Crops:
     """
 
     def __init__(self, frames: list[Frame], *, sensor: str = "S2L2A", seed: int = 0) -> None:
+        if not frames:
+            raise ValueError(
+                "no training frames: cubes need all bands of the sensor, dates without nodata, and "
+                "96 pixels each way"
+            )
         self.frames = frames
         self.rng = np.random.default_rng(seed)
         self.weight = np.array([f.weight * np.sqrt(np.prod(f.values.shape[1:])) for f in frames])
@@ -126,9 +131,13 @@ class Crops:
         self.haze = (1000 * fade / np.array(s.std)).astype(np.float32)[:, None, None]
 
     def batch(self, n: int, size: int, *, vary: bool = True) -> torch.Tensor:
-        """(n, band, size, size) float32, channels last; ``vary=False``: only flipped and turned."""
-        fits = np.array([min(f.values.shape[1:]) >= size for f in self.frames])
-        chance = self.weight * fits
+        """(n, band, size, size) float32, channels last; ``vary=False``: only flipped and turned.
+
+        Where all frames are smaller, crops are as large as the largest, in whole blocks of 16.
+        """
+        edges = np.array([min(f.values.shape[1:]) for f in self.frames])
+        size = min(size, int(edges.max()) // 16 * 16)
+        chance = self.weight * (edges >= size)
         chosen = self.rng.choice(len(self.frames), n, p=chance / chance.sum())
         crops = np.stack([self._crop(self.frames[i], size, vary) for i in chosen])
         return torch.from_numpy(crops).contiguous(memory_format=torch.channels_last)
