@@ -108,7 +108,7 @@ def extend(source: Transforms, target: Transforms, sensors: tuple[str, str]) -> 
     for i, j in enumerate(both):
         unit[j] = want.std[j] / have.std[i] * known["unit"][i]
         zero[j] = (want.mean[j] - have.mean[i]) / have.std[i] + known["zero"][i]
-    unit[extra] = 0.25  # a few times finer than other bands, DN for DN
+    unit[extra] = 1.25  # B10 varies by a few DN, and by hundreds under cirrus
     for name in ("klt.weight", "level"):
         own[name].zero_()
     own["klt.weight"][:, both] = known["klt.weight"]
@@ -128,6 +128,9 @@ def extend(source: Transforms, target: Transforms, sensors: tuple[str, str]) -> 
     outer = f"analysis.{len(target.analysis) - 1}"
     for name in ("klt.bias", f"{outer}.weight", f"{outer}.bias"):
         own[name][weak] = 0
+    # What decodes them is no longer what the weak ones needed, shrunk and mixed into all bands.
+    own["log_gain"][:, weak] = own["log_step"][:, weak]
+    own["expand.weight"][:, weak] = 0
     # PixelUnshuffle and -Shuffle keep the 16 pixels of a band together.
     first, outer = "analysis.1.weight", f"synthesis.{len(target.synthesis) - 2}"
     own[first].zero_()
