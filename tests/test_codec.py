@@ -327,7 +327,7 @@ def test_missing_and_wrong_weights(tiny_elic, tiny_fp, tmp_path):
         codec.decode(data)
     with pytest.raises(tec.WeightsError, match="of model 'fp'"):
         codec.decode(data, weights=str(tiny_fp))
-    header, specials, dates = stream.unpack(data)
+    header, specials, dates, _ = stream.unpack(data)
     other = stream.pack(replace(header, digest=bytes(8)), specials, dates)
     with pytest.raises(tec.WeightsError, match="is needed"):
         codec.decode(other, weights=str(tiny_elic))
@@ -349,7 +349,7 @@ def test_the_rate_is_near_the_entropy(setting, monkeypatch):
     monkeypatch.setattr(rans, "encode", noted)
     data = codec.encode(scene(2, 12, 128, 128, seed=9), config)
     ideal = {payload: best for payload, best in seen}
-    _, _, dates = stream.unpack(data)
+    dates = stream.unpack(data).dates
     assert len(dates) == 2
     for date in dates:
         assert len(date.payload) <= 1.01 * ideal[date.payload] + 64

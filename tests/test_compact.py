@@ -698,7 +698,7 @@ def test_dates_of_a_chunk_may_have_their_own_quality(tt_file, forecast):
     )
     chunk = series(5)
     data = codec.encode(chunk, config)
-    header, _, dates = stream.unpack(data)
+    header, _, dates, _ = stream.unpack(data)
     assert header.how == (16, 5, 0, 12, 12)
     assert header.model == "flex"
     assert dates[2].payload == b""
@@ -723,7 +723,7 @@ def test_lower_qualities_are_smaller(tt_file):
     sizes = []
     for quality in (0, 3, 8, 16):
         config = tec.CodecConfig(model="flex", weights=tt_file, quality=quality, bands=ALL)
-        _, _, dates = stream.unpack(codec.encode(chunk, config))
+        dates = stream.unpack(codec.encode(chunk, config)).dates
         sizes.append(sum(len(date.payload) for date in dates))
     assert sizes == sorted(sizes)
     assert len(set(sizes)) == 4

@@ -51,21 +51,33 @@ def headers(draw):
         weights.append("terracodec:lronly")
         how = draw(st.lists(st.integers(0, 16), min_size=extent[0], max_size=extent[0]))
         flex = {"quality": how or None, "forecast": draw(st.sampled_from(["mean", "sample"]))}
+    bounds: tuple[int, ...] = ()
+    step = 1.0
+    if model == "none" or draw(st.booleans()):
+        bounds = tuple(draw(st.sampled_from([0, 1, 300])) for _ in bands)
+        step = 0.125 if dtype == "float32" else 1.0
+    if model == "none":
+        weights = ["builtin"]
+    scale = draw(st.sampled_from([1.0] if bounds else [1.0, 1e-4]))
+    if bounds:
+        flex["max_error"] = tuple(bound * step / scale for bound in bounds)
+    lmbda = float(np.float32(draw(st.floats(0.5, 700, width=32))))
     config = CodecConfig(
         model=model,
-        compression=float(np.float32(draw(st.floats(0.5, 700, width=32)))),
+        compression=20.0 if model == "none" else lmbda,
         weights=draw(st.sampled_from(weights)),
         sensor=sensor,
         bands=tuple(bands),
         nodata=nodata,
         offset=draw(st.sampled_from([0.0, 1000.0, -12.5, 1 / 3])),
-        scale=draw(st.sampled_from([1.0, 1e-4])),
+        scale=scale,
         **flex,
     )
-    digest = draw(st.binary(min_size=8, max_size=8))
-    grids = tuple(draw(st.sampled_from([0, 1, 17, LAST_GRID])) for _ in bands)
+    digest = bytes(8) if model == "none" else draw(st.binary(min_size=8, max_size=8))
+    codes = [0] if model == "none" else [0, 1, 17, LAST_GRID]
+    grids = tuple(draw(st.sampled_from(codes)) for _ in bands)
     ranges = ()
-    if draw(st.booleans()):
+    if model != "none" and draw(st.booleans()):
         limits = None if dtype == "float32" else np.iinfo(dtype)
         values = (
             st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -81,11 +93,13 @@ def headers(draw):
         dtype,
         (t, len(bands), y, x),
         extent,
-        b"\1\2",
+        b"\0\0" if model == "none" else b"\1\2",
         tuple(how),
         tuple(told),
         grids if any(grids) else (),
         ranges,
+        bounds,
+        step,
     )
 
 
@@ -93,11 +107,18 @@ def headers(draw):
 @settings(max_examples=60, deadline=None)
 def test_what_is_packed_comes_back(header, specials, payload):
     dates = [stream.Date(i, payload[:i], payload) for i in range(header.extent[0])]
-    data = stream.pack(header, specials, dates)
-    back, back_specials, back_dates = stream.unpack(data)
-    assert (back, back_specials, back_dates) == (header, specials, dates)
+    residual = None
+    if header.bounds:
+        checks = tuple(range(header.extent[0]))
+        notes = tuple(b"" if header.model == "none" else payload[:i] for i in checks)
+        residual = stream.Residual(checks, notes, payload)
+    if header.model == "none":
+        dates = []
+    data = stream.pack(header, specials, dates, residual)
+    back = stream.unpack(data)
+    assert back == (header, specials, dates, residual)
     assert stream.peek(data) == header
-    assert back.nbytes == len(data)
+    assert back.header.nbytes == len(data)
 
 
 def test_a_header_is_small():
@@ -123,7 +144,6 @@ def test_every_flipped_bit_and_every_cut_is_noticed():
         (4, 2, "version 2"),
         (5, 9, "model code 9"),
         (6, 7, "dtype code 7"),
-        (7, 128, "unknown flags"),
         (8, 5, "sensor code 5"),
         (11, 9, "weights code 9"),
     ],
@@ -239,7 +259,7 @@ def test_the_forecast_is_read_or_refused():
         body = bytearray(stream.pack(FLEX, b"", DATES)[:-4])
         body[place] = value
         if value < 2:
-            header, _, _ = stream.unpack(seal(bytes(body)))
+            header = stream.unpack(seal(bytes(body))).header
             assert header.config.forecast == ("mean", "sample")[value]
             assert header.config.quality == (16, 4)
         else:
@@ -303,7 +323,7 @@ def test_hostile_headers_raise_only_stream_errors(junk):
 def test_hostile_bytes_about_how_raise_only_stream_errors(header, kept, junk):
     whole = stream.pack(header, b"", DATES)[:-4]
     try:
-        found, _, dates = stream.unpack(seal(whole[:kept] + junk + whole[kept + len(junk) :]))
+        found, _, dates, _ = stream.unpack(seal(whole[:kept] + junk + whole[kept + len(junk) :]))
     except StreamError:
         return
     # Whatever got through is whole: one way and one date for each that the extent promises.
@@ -315,7 +335,7 @@ def test_hostile_bytes_about_how_raise_only_stream_errors(header, kept, junk):
 def test_hostile_bytes_about_grids_raise_only_stream_errors(kept, junk):
     whole = stream.pack(replace(HEADER, grids=(0, 1, LAST_GRID) * 4), b"", DATES)[:-4]
     try:
-        found, _, _ = stream.unpack(seal(whole[:kept] + junk + whole[kept + len(junk) :]))
+        found, _, _, _ = stream.unpack(seal(whole[:kept] + junk + whole[kept + len(junk) :]))
     except StreamError:
         return
     assert not found.grids or (any(found.grids) and len(found.grids) == found.shape[1])

@@ -151,7 +151,7 @@ def test_reading_does_not_download_unless_allowed(hub, tmp_path, published):
         np.full((1, 12, 16, 16), 1500, np.uint16),
         tec.CodecConfig(model="fp", weights=str(published), compression=10),
     )
-    header, specials, dates = tec.stream.unpack(data)
+    header, specials, dates, _ = tec.stream.unpack(data)
     from dataclasses import replace
 
     config = replace(header.config, weights="terracodec")

@@ -105,12 +105,18 @@ def interpolated(plane: np.ndarray, holes: np.ndarray | None, grid: Grid) -> Non
 
 def restored(plane: np.ndarray, grid: Grid) -> None:
     """What a network made of a band, (y, x) float32, put back on the band's grid, in place."""
-    cells = _solve(np.ascontiguousarray(plane), grid.y, grid)
-    cells = np.ascontiguousarray(_solve(np.ascontiguousarray(cells.T), grid.x, grid).T)
+    cells = native(plane, grid)
     if grid.repeated:
         plane[:] = _repetition(cells, grid, plane.shape)
     else:
         plane[:] = _interpolation(cells, grid, plane.shape)
+
+
+def native(plane: np.ndarray, grid: Grid) -> np.ndarray:
+    """The native pixels whose interpolation is nearest to (y, x) float32: float32, with one beyond
+    each edge where pixels are interpolated."""
+    cells = _solve(np.ascontiguousarray(plane), grid.y, grid)
+    return np.ascontiguousarray(_solve(np.ascontiguousarray(cells.T), grid.x, grid).T)
 
 
 def _repeated_grid(band: np.ndarray, mask: np.ndarray | None) -> Grid | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Union, cast
 
 import numpy as np
 
-from . import samples, stream, weights
+from . import bounded, samples, stream, weights
 from .coarse import Grid, find_grids
 from .config import TOKENS, CodecConfig
 from .errors import StreamError, TecError, WeightsError
@@ -37,7 +37,7 @@ def encode(chunk: np.ndarray, config: CodecConfig, *, device: str = "auto") -> b
     Parameters
     ----------
     chunk : (time, band, y, x) uint16, int16 or float32; DN as `CodecConfig` describes them
-    config : model, compression, bands, nodata, offset, scale
+    config : model, compression, bands, nodata, offset, scale, max_error
     device : "auto", "cpu", "cuda", ...
 
     Returns
@@ -76,10 +76,13 @@ def encode_many(
         )
 
     jobs = [_Job(np.asarray(chunk), config, network_of) for chunk in chunks]
-    units = [unit for i, job in enumerate(jobs) for unit in _units(i, job.extent[0], job)]
+    lossy = [job for job in jobs if job.model != "none"]
+    units = [unit for i, job in enumerate(lossy) for unit in _units(i, job.extent[0], job)]
     for batch in _batches(units, device):
-        _encode_batch([(jobs[unit.chunk], unit.dates) for unit in batch])
-    return [job.packed() for job in jobs]
+        _encode_batch([(lossy[unit.chunk], unit.dates) for unit in batch])
+    if config.max_error is None:
+        return [job.packed() for job in jobs]
+    return [_bounded(job, device) for job in jobs]
 
 
 def decode(
@@ -124,15 +127,19 @@ def decode_many(
 
     ``dates`` may be a sequence, one entry a stream.
     """
-    device = resolve_device(device)
     each = [dates] * len(streams) if dates is None or isinstance(dates, int) else dates
     chunks = [_Coded(data, n, weights, device) for data, n in zip(streams, each, strict=True)]
-    units = [unit for i, c in enumerate(chunks) for unit in _units(i, c.coded_dates, c)]
+    lossy = [c for c in chunks if c.model != "none"]
+    if lossy:
+        device = resolve_device(device)
+    units = [unit for i, c in enumerate(lossy) for unit in _units(i, c.coded_dates, c)]
     for batch in _batches(units, device):
-        members = [(chunks[unit.chunk], unit.dates) for unit in batch]
+        members = [(lossy[unit.chunk], unit.dates) for unit in batch]
         for k, (_, planes) in enumerate(_decode_batch(members)):
             for (coded, dates), plane in zip(members, planes):
                 coded.put(dates[k], plane)
+    for c in chunks:
+        c.put_residual()
     return [c.out for c in chunks]
 
 
@@ -141,6 +148,8 @@ def latents(
 ) -> list[np.ndarray]:
     """The decoded latents of a stream, one (channel, y / 16, x / 16) float32 a coded date."""
     coded = _Coded(data, None, weights, resolve_device(device))
+    if coded.model == "none":
+        raise TecError("the stream has no latents: it was written without a network (max_error=)")
     return [
         y_hat[0].float().cpu().numpy()
         for unit in _units(0, coded.coded_dates, coded)
@@ -171,7 +180,7 @@ class _Unit:
 def _units(chunk: int, dates: int, of: _Job | _Coded) -> list[_Unit]:
     if not dates:
         return []
-    key = (*of.padded, of.group)
+    key = (*of.padded, of.group, of.precision)
     if of.model in TEMPORAL:
         return [_Unit(chunk, range(dates), (*key, dates))]
     return [_Unit(chunk, range(d, d + 1), key) for d in range(dates)]
@@ -212,15 +221,17 @@ class _Job:
         self.specials, self.mask = samples.pack_specials(inside, config.nodata)
         if self.dtype == "float32" and config.scale == 1:
             self._check_unit(inside)
-        self.model = routed(config, t)
+        self.dates: dict[int, stream.Date] = {}
+        self.told: tuple[int, ...] = ()
+        self.model, self.precision = routed(config, t), "float32"
+        if self.model == "none":
+            return
         self.network = network_of(self.model)
         self.padded = _padded(self.extent, self.network.stride)
         self.group = self.model
         gsd = dict(zip(SENSORS[config.sensor].bands, SENSORS[config.sensor].gsd))
         coarse = [gsd[band] > min(gsd.values()) for band in config.bands]
         self.grids = find_grids(inside, self.mask, coarse=coarse, scale=config.scale)
-        self.dates: dict[int, stream.Date] = {}
-        self.told: tuple[int, ...] = ()
 
     def _check_unit(self, inside: np.ndarray) -> None:
         """Reflectance from 0 to 1 that is taken for DN would come back as next to nothing."""
@@ -237,12 +248,17 @@ class _Job:
         pixels = self.chunk[date, :, :y, :x]
         return samples.date_planes(pixels, mask, self.config, self.network.stride, self.grids)
 
-    def packed(self) -> bytes:
-        """The stream, once all dates are coded."""
+    @property
+    def inside(self) -> np.ndarray:
+        """What of the chunk is coded."""
         t, y, x = self.extent
+        return self.chunk[:t, :, :y, :x]
+
+    def header(self) -> stream.Header:
+        """Without ranges and bounds."""
+        t = self.extent[0]
         _, rates = _rates(self.network, self.config, max(1, t))
-        dates = [self.dates[d] for d in range(t)]
-        header = stream.Header(
+        return stream.Header(
             config=self.config,
             model=self.model,
             digest=bytes.fromhex(self.network.sha256)[: stream.DIGEST],
@@ -254,7 +270,17 @@ class _Job:
             told=self.told,
             grids=tuple(0 if grid is None else grid.code for grid in self.grids),
         )
-        ranges = samples.valid_ranges(self.chunk[:t, :, :y, :x], self.mask)
+
+    def bare_header(self) -> stream.Header:
+        """That of a stream without a network."""
+        config = replace(self.config, model="none", quality=None, forecast="mean")
+        digest = bytes(stream.DIGEST)
+        return stream.Header(config, "none", digest, self.dtype, self.chunk.shape, self.extent)
+
+    def packed(self) -> bytes:
+        """The stream, once all dates are coded."""
+        header, dates = self.header(), [self.dates[d] for d in range(self.extent[0])]
+        ranges = samples.valid_ranges(self.inside, self.mask)
         room = sum(date.nbytes for date in dates) // _RANGES
         if len(stream.pack_ranges(ranges, self.dtype)) <= room:
             header = replace(header, ranges=ranges)
@@ -265,24 +291,32 @@ class _Coded:
     """A stream on its way out."""
 
     def __init__(
-        self, data: bytes | memoryview, dates: int | None, path: str | None, device: str
+        self,
+        data: bytes | memoryview,
+        dates: int | None,
+        path: str | None,
+        device: str,
+        precision: str | None = None,
     ) -> None:
-        self.header, specials, self.dates = stream.unpack(data)
-        header = self.header
+        header, specials, self.dates, self.residual = stream.unpack(data)
+        self.header = header
         self.device = device
         self.path = path
         self.model = header.model
         self._network: Network | None = None
         t, b, y, x = header.shape
         n = t if dates is None else min(dates, t)
-        self.coded_dates = min(n, len(self.dates))
+        self.coded_dates = min(n, header.extent[0])
+        # A picture that all machines must agree on is one of float64.
+        self.precision = precision or ("float32" if self.residual is None else "float64")
         self.grids = tuple(map(Grid.from_code, header.grids)) or (None,) * b
         nodata = header.config.nodata
         self.out = np.full((n, b, y, x), samples.fill_value(nodata, header.dtype), header.dtype)
         extent = header.extent
         shape = (extent[0], b, *extent[1:])
         self.mask, self.values = samples.unpack_specials(specials, shape, header.dtype, nodata)
-        if self.coded_dates:
+        self.picture: dict[int, np.ndarray] = {}
+        if self.coded_dates and self.model != "none":
             self.padded = _padded(extent, self.network.stride)
         else:
             self.padded = (0, 0)
@@ -321,7 +355,13 @@ class _Coded:
         )
 
     def put(self, date: int, plane: np.ndarray) -> None:
+        """What the network gave for a date."""
         _, y, x = self.header.extent
+        if self.residual is not None:
+            reader = bounded.reader(self.residual.decisions[date])
+            self.picture[date] = bounded.picture(plane, self.header, reader)
+            reader.finish()
+            return
         special = (None, None) if self.mask is None else (self.mask[date], self.values[date])
         out = self.out[date, :, :y, :x]
         samples.from_planes(
@@ -336,9 +376,46 @@ class _Coded:
             out=out,
         )
 
+    def put_residual(self) -> None:
+        """All dates, once their picture is there."""
+        if self.residual is None:
+            return
+        n, (_, y, x) = self.coded_dates, self.header.extent
+        picture = None
+        if self.picture:
+            picture = np.stack([self.picture[date] for date in range(n)])
+        inside = self.out[:n, :, :y, :x]
+        bounded.decode(self.residual, self.header, self.mask, picture, inside)
+        if self.mask is not None:
+            for out, mask, values in zip(inside, self.mask, self.values):
+                samples.as_bits(out)[mask] = samples.as_bits(values)
+        bounded.check(self.residual, inside)
+
 
 def _padded(extent: tuple[int, int, int], stride: int) -> tuple[int, int]:
     return samples.padded(extent[1], stride), samples.padded(extent[2], stride)
+
+
+def _bounded(job: _Job, device: str) -> bytes:
+    """The stream of a chunk with a bound on its error: what the picture of its network lacks, or,
+    without a picture, everything."""
+    found = []
+    if job.model != "none":
+        header, dates = job.header(), [job.dates[d] for d in range(job.extent[0])]
+        lossy = stream.pack(header, job.specials, dates)
+        path = job.config.weights if stream.weights_id(job.config.weights) == "file" else None
+        coded = _Coded(lossy, None, path, device, "float64")
+        planes = (
+            plane[0]
+            for unit in _units(0, coded.coded_dates, coded)
+            for _, plane in _decode_batch([(coded, unit.dates)])
+        )
+        header, rest = bounded.encode(header, job.inside, job.mask, planes)
+        found.append(stream.pack(header, job.specials, dates, rest))
+    if job.model == "none" or job.config.lossy == "auto":
+        header, rest = bounded.encode(job.bare_header(), job.inside, job.mask, None)
+        found.append(stream.pack(header, job.specials, [], rest))
+    return min(found, key=len)
 
 
 def _encode_batch(members: list[tuple[_Job, range]]) -> None:
@@ -381,10 +458,12 @@ def _decode_batch(
 
     first, dates = members[0]
     _, rates = _rates(first.network, first.header.config, len(dates))
-    with coder.exactly(first.network):
+    network = first.network if first.precision == "float32" else first.evaluation("float64")
+    dtype = next(network.parameters()).dtype
+    with coder.exactly(network):
         for (y_hat, restored), lmbda in zip(_decode_latents(members), rates, strict=True):
-            planes = first.network.synthesis(restored.float(), lmbda)
-            yield y_hat, planes.cpu().numpy()
+            planes = network.synthesis(restored.to(dtype), lmbda)
+            yield y_hat.float(), planes.cpu().numpy()
 
 
 _Latents = list[tuple["torch.Tensor", "torch.Tensor"]]
@@ -398,13 +477,17 @@ def _decode_latents(members: list[tuple[_Coded, range]]) -> _Latents:
     import torch
 
     try:
-        return _evaluate(members, "float32")
+        found = _evaluate(members, "float32")
+        if members[0][0].precision == "float64" and not all(torch.equal(a, b) for a, b in found):
+            # What the synthesis gets is more than the latents: the work of a network, too.
+            found = _evaluate(members, "float64")
+        return found
     except StreamError as failure:
         if len(members) > 1:
             each = [_decode_latents([member]) for member in members]
             return [tuple(torch.cat(part) for part in zip(*row)) for row in zip(*each)]  # type: ignore[misc]
         try:
-            return [(a.float(), b.float()) for a, b in _evaluate(members, "float64")]
+            return _evaluate(members, "float64")
         except StreamError:
             raise StreamError(
                 f"{failure}: the bytes are intact, but the latents come out differently here than "

@@ -13,7 +13,9 @@ from typing import Any
 from .errors import TecError
 from .sensors import get_sensor
 
-MODELS = ("elic", "fp", "tt", "flex")
+MODELS = ("elic", "fp", "tt", "flex", "none")
+#: when a chunk with a bound on its error has a lossy picture under the residual
+LOSSY = ("always", "auto")
 #: ``weights`` that are no path
 WEIGHTS = ("builtin", "terracodec", "terracodec:lronly")
 #: what ``flex`` puts in place of the tokens that it does not send
@@ -36,7 +38,7 @@ class CodecConfig:
 
     Parameters
     ----------
-    model : "elic", "fp", "tt" or "flex"
+    model : "elic", "fp", "tt", "flex"; or "none", with `max_error`: no network, no weights
     compression : lambda of the models; low means smaller. 0.4 to 700 with built-in weights. In a
         checkpoint's name, such as "lambda-20", the number counts.
     weights : "builtin", "terracodec", "terracodec:lronly" (of model "flex") or the path of a file
@@ -50,6 +52,10 @@ class CodecConfig:
         whole chunk or date by date. The last value holds for all dates that follow.
     forecast : only of model "flex": what stands in for tokens that are not sent, the "mean" of the
         model's prediction or a "sample" of it
+    max_error : how far a decoded pixel may lie from the original, in DN: a number for all bands, or
+        one for each; 0 is lossless (integers only). None: no bound
+    lossy : with `max_error`: whether each chunk has a lossy picture of the model under its
+        residual ("always"), or where that makes it smaller ("auto")
     format : version of the byte layout
 
     Raises
@@ -69,6 +75,8 @@ class CodecConfig:
     scale: float = 1.0
     quality: tuple[int, ...] | None = None  # a tuple once validated
     forecast: str = "mean"
+    max_error: tuple[float, ...] | None = None  # a tuple once validated
+    lossy: str = "always"
     format: int = 1
 
     def __post_init__(self) -> None:
@@ -108,6 +116,14 @@ class CodecConfig:
             bands=_bands(self.bands, self.sensor),
             quality=_quality(self.quality, self.model),
         )
+        self._set(max_error=_bounds(self.max_error, self.bands))
+        if self.lossy not in LOSSY:
+            raise TecError(f"lossy is {self.lossy!r}: choose {' or '.join(LOSSY)}")
+        if self.max_error is None and (self.model == "none" or self.lossy != "always"):
+            raise TecError(
+                f"model {self.model!r} with lossy={self.lossy!r} needs max_error, in DN: 0 is "
+                "lossless"
+            )
         if self.forecast not in FORECASTS:
             raise TecError(f"forecast is {self.forecast!r}: choose {' or '.join(FORECASTS)}")
         if self.forecast != "mean" and self.model != "flex":
@@ -128,13 +144,18 @@ class CodecConfig:
     def to_dict(self) -> dict[str, Any]:
         """A new dict of JSON values (a nodata that is not finite is a word: "NaN").
 
-        ``quality`` and ``forecast`` are in it where the model is "flex".
+        ``quality`` and ``forecast`` are in it where the model is "flex", ``max_error`` and
+        ``lossy`` where there is a bound.
         """
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         if self.quality is None:
             del values["quality"], values["forecast"]
         else:
             values["quality"] = list(self.quality)
+        if self.max_error is None:
+            del values["max_error"], values["lossy"]
+        else:
+            values["max_error"] = list(self.max_error)
         values["bands"] = list(self.bands)
         if isinstance(self.nodata, float) and not math.isfinite(self.nodata):
             values["nodata"] = {"nan": "NaN", "inf": "Infinity"}.get(str(self.nodata), "-Infinity")
@@ -230,6 +251,18 @@ def _quality(value: Any, model: str) -> tuple[int, ...] | None:
             "one for each date, such as [16, 4, 4]"
         )
     return tuple(int(v) for v in values)
+
+
+def _bounds(value: Any, bands: tuple[str, ...]) -> tuple[float, ...] | None:
+    if value is None:
+        return None
+    many = isinstance(value, Iterable) and not isinstance(value, (str, Mapping))
+    values = tuple(value) if many else (value,) * len(bands)
+    if len(values) != len(bands):
+        raise TecError(
+            f"max_error is {value!r}: it must be a number, or one for each of {len(bands)} bands"
+        )
+    return tuple(_number("max_error", v, 0.0, 65535.0, "in DN, 0 for lossless") for v in values)
 
 
 def _nodata(value: Any) -> int | float | None:

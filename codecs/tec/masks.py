@@ -1,9 +1,9 @@
 """Lossless coding of masks: where pixels are missing, in a few bytes.
 
-A context-modelled binary arithmetic coder, in integers throughout, so that every machine writes and
-reads the same. A mask is walked date by date, band by band, in blocks of 32 x 32: most blocks are
-all valid, all missing, or the same as in the band before, and cost hundredths of a bit. What is
-left goes pixel by pixel, each predicted from its neighbours, the band and the date before.
+Contexts for the binary arithmetic coder of :mod:`tec.entropy.binary`. A mask is walked date by
+date, band by band, in blocks of 32 x 32: most blocks are all valid, all missing, or the same as in
+the band before, and cost hundredths of a bit. What is left goes pixel by pixel, each predicted from
+its neighbours, the band and the date before.
 """
 
 from __future__ import annotations
@@ -11,17 +11,14 @@ from __future__ import annotations
 import numpy as np
 from numba import boolean, int64, njit, uint8
 
+from .entropy.binary import code, finish, start
 from .entropy.jit import kernel
 from .errors import StreamError
 
 _BLOCK = 32
-_PATIENCE = 60  # how many symbols a probability averages over, at most
-_FLOOR = 24  # of 65536: no probability goes below
 # Where the contexts of each kind of decision begin in one array of probabilities.
 _SAME, _KIND, _PIXEL = 0, 16, 512
 _CONTEXTS = _PIXEL + (1 << 13)
-# Places in the coder's state.
-_LOW, _HIGH, _VALUE, _AT = 0, 1, 2, 3
 _VALID, _MISSING, _MIXED, _NONE = 0, 1, 2, 3
 
 
@@ -61,39 +58,6 @@ def decode_mask(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
             f"{len(data)} that are there: the stream is damaged; read it again from another copy"
         )
     return pixels.view(bool)
-
-
-@njit(nogil=True, error_model="numpy")
-def _code(bit, context, chances, counts, state, data, encoding):  # type: ignore[no-untyped-def]
-    """One binary decision: writes ``bit``, or reads and returns it."""
-    low, high, chance = state[_LOW], state[_HIGH], chances[context]
-    span = high - low
-    middle = low + (span >> 16) * chance + (((span & 0xFFFF) * chance) >> 16)
-    if not encoding:
-        bit = 1 if state[_VALUE] <= middle else 0
-    count = counts[context]
-    if bit:
-        high = middle
-        chance += 2 * (65536 - chance) // (2 * count + 3)
-    else:
-        low = middle + 1
-        chance -= 2 * chance // (2 * count + 3)
-    chances[context] = min(max(chance, _FLOOR), 65536 - _FLOOR)
-    if count < _PATIENCE:
-        counts[context] = count + 1
-    while (low ^ high) & 0xFF000000 == 0:  # the first byte is settled
-        at = state[_AT]
-        if encoding:
-            if at < data.size:
-                data[at] = high >> 24
-        else:
-            byte = data[at + 4] if at + 4 < data.size else 0
-            state[_VALUE] = ((state[_VALUE] << 8) & 0xFFFFFFFF) | byte
-        state[_AT] = at + 1
-        low = (low << 8) & 0xFFFFFFFF
-        high = ((high << 8) & 0xFFFFFFFF) | 0xFF
-    state[_LOW], state[_HIGH] = low, high
-    return bit
 
 
 @njit(nogil=True, error_model="numpy")
@@ -147,10 +111,7 @@ def _walk(mask, data, encoding):  # type: ignore[no-untyped-def]
     counts = np.zeros(_CONTEXTS, np.int64)
     kinds = np.zeros((times, bands, rows + 1, columns + 1), np.uint8)  # a valid margin above, left
     state = np.zeros(4, np.int64)
-    state[_HIGH] = 0xFFFFFFFF
-    if not encoding:
-        for i in range(4):
-            state[_VALUE] = state[_VALUE] << 8 | (data[i] if i < data.size else 0)
+    start(state, data, encoding)
     for time in range(times):
         for band in range(bands):
             now, before = mask[time, band], mask[time, max(band - 1, 0)]
@@ -167,14 +128,14 @@ def _walk(mask, data, encoding):  # type: ignore[no-untyped-def]
                     kind, same = _look(now, before, top, bottom, left, right)
                 if below == _MIXED:
                     bit = 1 if same else 0
-                    if _code(bit, _SAME + around, chances, counts, state, data, encoding):
+                    if code(bit, _SAME + around, chances, counts, state, data, encoding):
                         kinds[time, band, row + 1, column + 1] = _MIXED
                         if not encoding:
                             now[top:bottom, left:right] = before[top:bottom, left:right]
                         continue
                 context = _KIND + 2 * (16 * around + 4 * below + past)
                 bit = 1 if kind == _MIXED else 0
-                if _code(bit, context, chances, counts, state, data, encoding):
+                if code(bit, context, chances, counts, state, data, encoding):
                     kinds[time, band, row + 1, column + 1] = _MIXED
                     for y in range(top, bottom):
                         reach = width if y == top else right
@@ -183,15 +144,11 @@ def _walk(mask, data, encoding):  # type: ignore[no-untyped-def]
                             if time > 0:
                                 context += earlier[y, x] << 12
                             bit = 1 if now[y, x] else 0
-                            bit = _code(bit, context, chances, counts, state, data, encoding)
+                            bit = code(bit, context, chances, counts, state, data, encoding)
                             now[y, x] = bit
                     continue
-                kind = _code(kind, context + 1, chances, counts, state, data, encoding)
+                kind = code(kind, context + 1, chances, counts, state, data, encoding)
                 kinds[time, band, row + 1, column + 1] = kind
                 if not encoding:
                     now[top:bottom, left:right] = kind
-    # One byte more says where in the last interval the code lies; the rest reads as zeros.
-    at = state[_AT]
-    if encoding and at < data.size:
-        data[at] = (state[_LOW] >> 24) + 1 if state[_LOW] > 0 else 0
-    return at + 1
+    return finish(state, data, encoding)

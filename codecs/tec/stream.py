@@ -1,4 +1,4 @@
-"""The byte layout of one chunk, version 3: FORMAT.md is the norm, this module reads and writes it.
+"""The byte layout of one chunk, version 4: FORMAT.md is the norm, this module reads and writes it.
 
 Light on purpose: nothing here imports torch or numba, so that tools can look at a stream cheaply.
 """
@@ -9,7 +9,7 @@ import math
 import struct
 import zlib
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,18 +19,22 @@ from .errors import StreamError
 from .sensors import SENSORS
 
 MAGIC = b"XTEC"
-VERSION = 3
-MODELS = {"fp": 1, "elic": 2, "tt": 3, "flex": 4}
+VERSION = 4
+#: Versions that are read.
+VERSIONS = (3, 4)
+MODELS = {"none": 0, "fp": 1, "elic": 2, "tt": 3, "flex": 4}
 DTYPES = {"uint16": 1, "int16": 2, "float32": 3}
 SENSOR_CODES = {"S2L2A": 1, "S2L1C": 2}
 WEIGHTS_CODES = {"file": 0, "builtin": 1, "terracodec": 2, "terracodec:lronly": 3}
 
 _NODATA, _OFFSET, _SCALE, _ORDER, _EXTENT, _GRIDS, _RANGES = 1, 2, 4, 8, 16, 32, 64
-_FLAGS = _NODATA | _OFFSET | _SCALE | _ORDER | _EXTENT | _GRIDS | _RANGES
+_RESIDUAL = 128
 DIGEST = 8  # bytes of the sha256 of the weights that go into a stream
 #: No chunk may declare more samples than this: 2**36 is 64 times a (100, 13, 8192, 8192) cube of
 # one byte.
 MAX_SAMPLES = 2**36
+#: No error bound is larger, in steps.
+MAX_BOUND = 2**24
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,31 @@ class Date:
 
 
 @dataclass(frozen=True)
+class Residual:
+    """What the lossy picture lacks, or all there is where there is none (`tec.residual`).
+
+    Attributes
+    ----------
+    checksums : of each coded date, CRC-32 of its decoded pixels (band, y, x), little-endian
+    decisions : of each coded date, the rounding decisions of the picture; empty without one
+    data : what `tec.residual.encode` gave
+    """
+
+    checksums: tuple[int, ...]
+    decisions: tuple[bytes, ...]
+    data: bytes
+
+
+class Parts(NamedTuple):
+    """A stream taken apart."""
+
+    header: Header
+    specials: bytes
+    dates: list[Date]
+    residual: Residual | None
+
+
+@dataclass(frozen=True)
 class Header:
     """What a stream says of itself.
 
@@ -73,6 +102,9 @@ class Header:
         empty for the others
     grids : for each band the code of its grid (`tec.coarse`), 0 where it is that of the pixels;
         empty where all are
+    bounds : with a residual, for each band how far a decoded value may lie from the true one, in
+        steps; empty without
+    step : with a residual, what one step is in stored units (1 for integers)
     ranges : for each band its lowest and highest valid value, in the dtype of the chunk: what is
         decoded stays within; empty where that is not told
     nbytes : length of the whole stream
@@ -89,6 +121,8 @@ class Header:
     told: tuple[int, ...] = ()
     grids: tuple[int, ...] = ()
     ranges: tuple[tuple[float, float], ...] = ()
+    bounds: tuple[int, ...] = ()
+    step: float = 1.0
     nbytes: int = field(default=0, compare=False)
 
 
@@ -97,14 +131,17 @@ def weights_id(weights: str) -> str:
     return weights if weights in WEIGHTS_CODES else "file"
 
 
-def pack(header: Header, specials: bytes, dates: list[Date]) -> bytes:
+def pack(
+    header: Header, specials: bytes, dates: list[Date], residual: Residual | None = None
+) -> bytes:
     """Put a stream together.
 
     Parameters
     ----------
     header : ``nbytes`` is ignored
     specials : the pixels set aside (`tec.samples`)
-    dates : one a coded date, ``header.extent[0]`` of them
+    dates : one a coded date, ``header.extent[0]`` of them; none where the model is "none"
+    residual : where ``header.bounds`` are there
     """
     config = header.config
     bands = SENSORS[config.sensor].bands
@@ -119,13 +156,16 @@ def pack(header: Header, specials: bytes, dates: list[Date]) -> bytes:
         | (header.extent != (t, y, x)) * _EXTENT
         | any(header.grids) * _GRIDS
         | bool(header.ranges) * _RANGES
+        | bool(header.bounds) * _RESIDUAL
     )
     out = bytearray(MAGIC)
     out += bytes(
         [VERSION, MODELS[header.model], DTYPES[header.dtype], flags, SENSOR_CODES[config.sensor]]
     )
-    out += header.margin + bytes([WEIGHTS_CODES[weights_id(config.weights)]]) + header.digest
-    out += struct.pack("<fH", config.compression, sum(1 << p for p in places))
+    if header.model != "none":
+        out += header.margin + bytes([WEIGHTS_CODES[weights_id(config.weights)]]) + header.digest
+        out += struct.pack("<f", config.compression)
+    out += struct.pack("<H", sum(1 << p for p in places))
     if not in_order:
         out += bytes(places)
     if config.nodata is not None:
@@ -142,6 +182,10 @@ def pack(header: Header, specials: bytes, dates: list[Date]) -> bytes:
     if header.model == "flex":
         out.append(FORECASTS.index(config.forecast))
     out += bytes(header.how) + bytes(header.told)
+    if header.bounds:
+        out += b"".join(map(_varint, header.bounds))
+        if header.dtype == "float32":
+            out += _float(header.step)
     out += _varint(len(specials))
     for date in dates:
         out += (
@@ -149,22 +193,30 @@ def pack(header: Header, specials: bytes, dates: list[Date]) -> bytes:
             + _varint(len(date.decisions))
             + _varint(len(date.payload))
         )
+    if residual is not None:
+        for checksum, decisions in zip(residual.checksums, residual.decisions, strict=True):
+            out += struct.pack("<I", checksum)
+            if header.model != "none":
+                out += _varint(len(decisions))
+        out += _varint(len(residual.data))
     out += specials
     for date in dates:
         out += date.decisions + date.payload
+    if residual is not None:
+        out += b"".join(residual.decisions) + residual.data
     return bytes(out + struct.pack("<I", zlib.crc32(out)))
 
 
-def unpack(data: bytes | memoryview) -> tuple[Header, bytes, list[Date]]:
-    """Take a stream apart: header, specials, dates. Raises StreamError unless every byte is in
-    order."""
+def unpack(data: bytes | memoryview) -> Parts:
+    """Take a stream apart. Raises StreamError unless every byte is in order."""
     view = memoryview(data).cast("B")
     _check_crc(view)
     reader = _Reader(view[:-4])
     header = _read_header(reader, len(view))
+    lossy = header.model != "none"
     n_specials = reader.varint("length of the specials")
-    sizes = []
-    for i in range(header.extent[0]):
+    sizes, checks = [], []
+    for i in range(header.extent[0] if lossy else 0):
         (checksum,) = struct.unpack("<I", reader.take(4, f"checksum of date {i}"))
         sizes.append(
             (
@@ -173,6 +225,12 @@ def unpack(data: bytes | memoryview) -> tuple[Header, bytes, list[Date]]:
                 reader.varint("length of the payload"),
             )
         )
+    n_residual = 0
+    if header.bounds:
+        for i in range(header.extent[0]):
+            (checksum,) = struct.unpack("<I", reader.take(4, f"checksum of the pixels of date {i}"))
+            checks.append((checksum, reader.varint("length of the decisions") if lossy else 0))
+        n_residual = reader.varint("length of the residual")
     specials = bytes(reader.take(n_specials, "specials"))
     dates = [
         Date(
@@ -182,11 +240,18 @@ def unpack(data: bytes | memoryview) -> tuple[Header, bytes, list[Date]]:
         )
         for i, (checksum, a, b) in enumerate(sizes)
     ]
+    residual = None
+    if header.bounds:
+        residual = Residual(
+            tuple(checksum for checksum, _ in checks),
+            tuple(bytes(reader.take(n, "decisions of the picture")) for _, n in checks),
+            bytes(reader.take(n_residual, "residual")),
+        )
     if reader.left:
         raise StreamError(
-            f"{reader.left} bytes too many behind the last date: not a stream that xtec wrote"
+            f"{reader.left} bytes too many behind the last section: not a stream that xtec wrote"
         )
-    return header, specials, dates
+    return Parts(header, specials, dates, residual)
 
 
 def peek(data: bytes | memoryview) -> Header:
@@ -207,10 +272,10 @@ def _check_crc(view: memoryview) -> None:
 def _check_magic(view: memoryview) -> None:
     if bytes(view[:4]) != MAGIC:
         raise StreamError(f"not an xtec stream: it starts with {bytes(view[:4])!r}, not {MAGIC!r}")
-    if len(view) > 4 and view[4] != VERSION:
+    if len(view) > 4 and view[4] not in VERSIONS:
         raise StreamError(
-            f"stream format version {view[4]}, this xtec reads version {VERSION}: "
-            "install a newer xtec"
+            f"stream format version {view[4]}, this xtec reads versions "
+            f"{VERSIONS[0]} to {VERSION}: install another xtec"
         )
 
 
@@ -219,14 +284,19 @@ def _read_header(reader: _Reader, nbytes: int) -> Header:
     reader.take(5, "magic")
     model_code, dtype_code, flags, sensor_code = reader.take(4, "header")
     model = _name(MODELS, model_code, "model")
+    if reader.view[4] < 4 and (flags & _RESIDUAL or model == "none"):
+        raise StreamError("a stream of version 3 holds no residual: it is damaged or made up")
     dtype = _name(DTYPES, dtype_code, "dtype")
     sensor = _name(SENSOR_CODES, sensor_code, "sensor")
-    if flags & ~_FLAGS:
-        raise StreamError(f"unknown flags {flags:#x} in the header: install a newer xtec")
-    margin = bytes(reader.take(2, "margin"))
-    weights = _name(WEIGHTS_CODES, reader.take(1, "weights")[0], "weights")
-    digest = bytes(reader.take(DIGEST, "weights digest"))
-    compression, mask = struct.unpack("<fH", reader.take(6, "compression"))
+    margin, weights, digest, compression = b"\0\0", "builtin", bytes(DIGEST), 20.0
+    if model != "none":
+        margin = bytes(reader.take(2, "margin"))
+        weights = _name(WEIGHTS_CODES, reader.take(1, "weights")[0], "weights")
+        digest = bytes(reader.take(DIGEST, "weights digest"))
+        (compression,) = struct.unpack("<f", reader.take(4, "compression"))
+    elif not flags & _RESIDUAL or flags & (_GRIDS | _RANGES):
+        raise StreamError("a stream without a network must hold a residual, and no grids or ranges")
+    (mask,) = struct.unpack("<H", reader.take(2, "bands"))
     bands = SENSORS[sensor].bands
     places = [i for i in range(16) if mask >> i & 1]
     if flags & _ORDER:
@@ -277,6 +347,16 @@ def _read_header(reader: _Reader, nbytes: int) -> Header:
         told = tuple(reader.take(extent[0], "dates told of"))
         if any(k not in (0, min(t, 2)) for t, k in enumerate(told)):
             raise StreamError(f"dates cannot be told of {told} dates before: install a newer xtec")
+    bounds: tuple[int, ...] = ()
+    step = 1.0
+    if flags & _RESIDUAL:
+        bounds = tuple(reader.varint("bound of the error") for _ in places)
+        if max(bounds) > MAX_BOUND:
+            raise StreamError(f"impossible bound {max(bounds)} of the error in the header")
+        if dtype == "float32":
+            step = reader.number("step of the values")
+            if not 1e-12 < step < 1e12:
+                raise StreamError(f"impossible step {step} of the values in the header")
     try:
         config = CodecConfig(
             model=model,
@@ -287,6 +367,7 @@ def _read_header(reader: _Reader, nbytes: int) -> Header:
             nodata=nodata,
             offset=offset,
             scale=scale,
+            max_error=tuple(bound * step / scale for bound in bounds) or None,
             **flex,
         )
     except StreamError:
@@ -305,6 +386,8 @@ def _read_header(reader: _Reader, nbytes: int) -> Header:
         told=told,
         grids=grids,
         ranges=ranges,
+        bounds=bounds,
+        step=step,
         nbytes=nbytes,
     )
 
