@@ -112,6 +112,12 @@ def compress(
     forecast: Annotated[
         str, typer.Option(help="Of flex: mean or sample, in place of what quality leaves out.")
     ] = "mean",
+    max_error: Annotated[
+        str | None,
+        typer.Option(
+            help="Bound on the error of every pixel in DN: 0 (lossless), 10, or B02=5,default=20."
+        ),
+    ] = None,
     weights: Annotated[
         str,
         typer.Option(help="builtin, terracodec, terracodec:lronly or the path of a checkpoint."),
@@ -169,6 +175,7 @@ def compress(
         ratio=ratio,
         quality=_quality(quality),
         forecast=forecast,
+        max_error=_max_error(max_error),
         weights=weights,
         chunks=_sizes(chunks, "--chunks"),
         shards=_sizes(shards, "--shards"),
@@ -294,9 +301,19 @@ def _info_rows(variable: dict[str, Any]) -> list[tuple[str, str]]:
         ("variable", variable["name"]),
         (
             "model",
-            model_text(variable["model"], variable["compression"], variable.get("quality")),
+            model_text(
+                variable["model"],
+                variable["compression"],
+                variable.get("quality"),
+                variable.get("max_error"),
+            ),
         ),
-        ("weights", f"{variable['weights']} (sha256 {_short(variable['weights_sha256'])})"),
+        (
+            "weights",
+            "none"
+            if variable["model"] == "none"
+            else f"{variable['weights']} (sha256 {_short(variable['weights_sha256'])})",
+        ),
         ("bands", f"{', '.join(variable['bands'])} ({variable['sensor']})"),
         ("shape", f"{shape} {variable['dtype']}"),
         ("chunks", " x ".join(map(str, variable["chunks"]))),
@@ -356,6 +373,21 @@ def _quality(text: str | None) -> list[int] | None:
     except ValueError:
         raise ValueError(
             f"--quality is {text!r}: write 0 to 16, or one a date such as 16,4,4"
+        ) from None
+
+
+def _max_error(text: str | None) -> float | dict[str, float] | None:
+    """ "10" -> 10.0, "B02=5,default=20" -> {"B02": 5.0, "default": 20.0}."""
+    if text is None:
+        return None
+    try:
+        if "=" not in text:
+            return float(text)
+        parts = (part.split("=") for part in text.split(","))
+        return {name.strip(): float(value) for name, value in parts}
+    except ValueError:
+        raise ValueError(
+            f"--max-error is {text!r}: write DN, such as 10, or B02=5,default=20"
         ) from None
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import xarray as xr
-from tec.config import WEIGHTS, CodecConfig
+from tec.config import COMPRESSION_RANGE, WEIGHTS, CodecConfig
 
 from .attributes import ATTRIBUTE, CF_ENCODING, storable
 from .bandvars import in_order
@@ -23,6 +23,8 @@ T = TypeVar("T", xr.Dataset, xr.DataArray)
 
 #: ``compression`` where neither it nor a target is given.
 DEFAULT = 20.0
+#: Bounds, in DN, from where on a lossy picture under the residual can make a chunk smaller.
+_COARSE = 64.0
 
 
 def compress(
@@ -34,6 +36,7 @@ def compress(
     ratio: float | None = None,
     quality: int | Sequence[int] | None = None,
     forecast: str = "mean",
+    max_error: float | Mapping[str, float] | None = None,
     weights: str | os.PathLike[str] = "builtin",
     bands: Mapping[str, str] | Sequence[str] | None = None,
     sensor: str | None = None,
@@ -75,6 +78,13 @@ def compress(
         a chunk or one a date. The last one holds for the dates that follow: [16, 4].
     forecast : {"mean", "sample"}
         Only of model "flex": what stands in for what the quality leaves out.
+    max_error : float or mapping, optional
+        How far any valid pixel may come back from the original, in DN; 0 is lossless (of integers).
+        A guarantee, and the same integers on every machine. ``{"B02": 5, "default": 20}`` gives
+        bands bounds of their own. Alone, it makes the smallest file that keeps it: without a
+        network, and so without weights, or, from 64 DN on, where that makes a chunk smaller, with
+        a lossy picture of ``model`` below. With ``compression`` or ``quality``, that lossy picture
+        is always there.
     weights : str
         "builtin", "terracodec" (published checkpoints from the Hugging Face Hub; also
         "terracodec:lronly" for "flex") or a path. "flex" has none built in.
@@ -124,14 +134,27 @@ def compress(
     if zarr_format not in (2, 3):
         raise ValueError(f"zarr_format must be 3 or 2, got {zarr_format!r}")
     goal = goal_of(psnr=psnr, ratio=ratio, compression=compression, quality=quality)
+    if goal is not None and max_error is not None:
+        raise ValueError(
+            f"{goal.name}={goal.asked:g} and max_error={max_error} each say how large an error may "
+            "be: pass one of them, or compression= with max_error="
+        )
     blocks = {**DEFAULT_CHUNKS, **sizes_of(chunks, "chunks"), **sizes_of(shards, "shards")}
     cube = find_cube(obj, bands=bands, sensor=sensor, blocks=blocks)
     stored = stored_form(cube.data, offset=offset, scale=scale, nodata=nodata)
+    bounds = _bounds(max_error, cube, stored)
+    lossy = "always"
+    if compression is None and quality is None and bounds is not None:
+        compression, lossy = _matching(min(bounds)), "auto"
+        if min(bounds) < _COARSE:
+            model, weights, lossy = "none", "builtin", "always"
     config = CodecConfig(
         model=model,
         compression=DEFAULT if compression is None else compression,  # type: ignore[arg-type]  # names too
         quality=quality,  # type: ignore[arg-type]  # and a number
         forecast=forecast,
+        max_error=bounds,
+        lossy=lossy,
         weights=_absolute(weights),
         sensor=cube.sensor,
         bands=cube.bands,
@@ -154,6 +177,48 @@ def compress(
     if isinstance(obj, xr.DataArray):
         return _as_dataarray(packed)  # type: ignore[return-value]
     return _as_dataset(obj, cube, packed, dict(zip(cube.data.dims, shard or chunk, strict=True)))  # type: ignore[return-value]
+
+
+def _bounds(
+    max_error: float | Mapping[str, float] | None, cube: Cube, stored: Stored
+) -> tuple[float, ...] | None:
+    """The bound of each band, in DN."""
+    if max_error is None:
+        return None
+    if isinstance(max_error, Mapping):
+        names = set(cube.bands)
+        unknown = [name for name in max_error if name not in names and name != "default"]
+        if unknown:
+            raise ValueError(
+                f"max_error names {', '.join(map(repr, unknown))}; the bands are "
+                f"{', '.join(cube.bands)} (and 'default' for those that are not named)"
+            )
+        lacking = [name for name in cube.bands if name not in max_error]
+        if lacking and "default" not in max_error:
+            raise ValueError(
+                f"max_error says nothing of {', '.join(lacking)}: name them, or add 'default'"
+            )
+        bounds = tuple(max_error.get(name, max_error.get("default", 0)) for name in cube.bands)
+    else:
+        bounds = (max_error,) * len(cube.bands)
+    numbers = (int, float, np.integer, np.floating)
+    if not all(isinstance(m, numbers) and not isinstance(m, bool) and m >= 0 for m in bounds):
+        raise ValueError(
+            f"max_error is {max_error!r}: it must be a number of DN, 0 for lossless, or "
+            "{'B02': 5, 'default': 20}"
+        )
+    if stored.dtype.kind == "f" and min(bounds) == 0:
+        raise ValueError(
+            f"max_error=0 of {stored.dtype} pixels cannot be kept: store integers (CF packing, or "
+            ".astype('uint16') of DN), or allow an error such as 0.1 DN"
+        )
+    return tuple(float(m) for m in bounds)
+
+
+def _matching(bound: float) -> float:
+    """λ of the lossy picture that makes most of such a bound, found by trying: 20 at 150 DN."""
+    low, high = COMPRESSION_RANGE
+    return float(np.clip(20 * (150 / max(bound, 1e-9)) ** 1.3, low, high))
 
 
 def is_packed(obj: xr.Dataset | xr.DataArray) -> bool:
@@ -182,8 +247,11 @@ def _absolute(weights: Any) -> Any:
     return os.path.abspath(weights) if is_path and os.path.isfile(weights) else weights
 
 
-def _weights_sha256(config: CodecConfig) -> str:
+def _weights_sha256(config: CodecConfig) -> str | None:
     from tec import weights
+
+    if config.model == "none":
+        return None
 
     # Whoever asks for weights="terracodec" here has allowed their download.
     return weights.sha256(
@@ -253,7 +321,9 @@ def provenance(
     """What the attribute ``xtec`` says, as JSON values."""
     from . import __version__
 
-    kept = ("format", "model", "compression", "quality", "forecast", "weights", "weights_sha256")
+    kept = ["format", "model", "max_error", "lossy"]
+    if config.model != "none":
+        kept += ["compression", "quality", "forecast", "weights", "weights_sha256"]
     return {
         "version": __version__,
         **{key: value for key, value in config.to_dict().items() if key in kept},

@@ -183,7 +183,7 @@ def _print(
     title = "generated scene" if cube is None else Path(cube).name
     shape = ", ".join(f"{dim} {n}" for dim, n in data.sizes.items())
     table = Table(title=f"{title}: {shape}, {data.dtype}", show_header=False)
-    table.add_row("model", model_text(summary.model, summary.compression, summary.quality))
+    table.add_row("model", model_text(*summary.rate))
     table.add_row("size", f"{human(summary.bytes_in)} -> {human(summary.bytes_out)}")
     table.add_row("ratio", f"{summary.ratio:.1f}")
     table.add_row("bits per pixel per band", f"{summary.bpppb:.4f}")

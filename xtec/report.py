@@ -91,6 +91,8 @@ def _describe(name: str, array: zarr.Array, codec: ChunkCoder) -> dict[str, Any]
                 "compression",
                 "quality",
                 "forecast",
+                "max_error",
+                "lossy",
                 "weights",
                 "weights_sha256",
                 "format",

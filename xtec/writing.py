@@ -50,6 +50,7 @@ class Summary:
     seconds : reading, compressing and writing
     quality : of the codec, where the model is "flex"
     target : what ``psnr`` or ``ratio`` asked for and found, where one was given
+    max_error : bound of the error of each band in DN, where there is one
     """
 
     store: str
@@ -62,6 +63,7 @@ class Summary:
     seconds: float
     quality: tuple[int, ...] | None = None
     target: dict[str, Any] | None = None
+    max_error: tuple[float, ...] | None = None
 
     @property
     def ratio(self) -> float:
@@ -78,12 +80,17 @@ class Summary:
         """10^6 bytes of input a second."""
         return self.bytes_in / 1e6 / self.seconds if self.seconds else float("inf")
 
+    @property
+    def rate(self) -> tuple[Any, ...]:
+        """What `model_text` takes."""
+        return self.model, self.compression, self.quality, self.max_error
+
     def rows(self) -> list[tuple[str, str]]:
         """Name and value of each line, for tables."""
         return [
             ("store", self.store),
             ("variable", self.variable),
-            ("model", model_text(self.model, self.compression, self.quality)),
+            ("model", model_text(*self.rate)),
             *([] if self.target is None else [("target", target_text(self.target))]),
             (
                 "size",
@@ -108,8 +115,13 @@ class Summary:
         return f"<table>{''.join(cells)}</table>"
 
 
-def model_text(model: str, compression: float, quality: Sequence[int] | None = None) -> str:
-    """The model and what sets its rate: quality where it has one, else compression.
+def model_text(
+    model: str,
+    compression: float,
+    quality: Sequence[int] | None = None,
+    max_error: Sequence[float] | None = None,
+) -> str:
+    """The model and what sets its rate: quality where it has one, else compression; and the bound.
 
     Examples
     --------
@@ -117,10 +129,21 @@ def model_text(model: str, compression: float, quality: Sequence[int] | None = N
     'tt, compression 20'
     >>> model_text("flex", 20.0, [16, 4])
     'flex, quality 16, 4'
+    >>> model_text("none", 20.0, None, (0.0, 0.0))
+    'lossless'
+    >>> model_text("elic", 20.0, None, (50.0, 100.0))
+    'elic, compression 20, errors up to 50, 100 DN'
     """
-    if quality is None:
-        return f"{model}, compression {compression:g}"
-    return f"{model}, quality {', '.join(map(str, quality))}"
+    parts = []
+    if quality is not None:
+        parts = [f"{model}, quality {', '.join(map(str, quality))}"]
+    elif model != "none":
+        parts = [f"{model}, compression {compression:g}"]
+    if max_error is not None:
+        values = sorted(set(max_error)) if len(set(max_error)) < 2 else max_error
+        bound = f"errors up to {', '.join(f'{value:g}' for value in values)} DN"
+        parts.append("lossless" if not any(max_error) else bound)
+    return ", ".join(parts)
 
 
 def human(nbytes: float) -> str:
@@ -303,6 +326,7 @@ def _summary(packed: xr.Dataset | xr.DataArray, store: str, size: int, seconds: 
         seconds,
         config.quality,
         target_of(data.attrs),
+        config.max_error,
     )
 
 

@@ -59,7 +59,8 @@ def encode_many(
     chunks: Sequence[np.ndarray], config: CodecConfig, *, device: str = "auto"
 ) -> list[bytes]:
     """Compress several chunks, their dates batched through the network; see `encode`."""
-    device = resolve_device(device)
+    if config.model != "none":
+        device = resolve_device(device)
     config = replace(config, compression=float(np.float32(config.compression)))
 
     @cache
