@@ -12,7 +12,8 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
+from zipfile import BadZipFile
 
 import numpy as np
 import xarray as xr
@@ -199,8 +200,8 @@ def _metadata_first(key: str) -> tuple[bool, str]:
 def _open(
     store: Store, path: str, zarr_format: Any, mode: Any, write_empty_chunks: bool = False
 ) -> zarr.Array:
-    config: Any = {"write_empty_chunks": write_empty_chunks}
-    return zarr.open_array(store, path=path, mode=mode, zarr_format=zarr_format, config=config)
+    config = {"write_empty_chunks": write_empty_chunks}  # zarr.open_array does not look at it
+    return zarr.open(store, path=path, mode=mode, zarr_format=zarr_format, config=config)  # type: ignore[return-value]
 
 
 # what belongs there
@@ -250,7 +251,11 @@ async def _keys(store: Store) -> list[str]:
 
 
 def _read(store: Store, key: str) -> bytes | None:
-    data = sync(store.get(key, default_buffer_prototype()))
+    """None where there is nothing, or nothing that can be read."""
+    try:
+        data = sync(store.get(key, default_buffer_prototype()))
+    except BadZipFile:
+        return None
     return None if data is None else data.to_bytes()
 
 
@@ -265,12 +270,14 @@ def _check_metadata(staged: dict[str, Buffer], target: Store, stored: Iterable[s
         if last not in _METADATA or last == ".zmetadata" or _is_added(key):
             continue
         found = _json(_read(target, key))
-        if found is None or found.get("zarr_format") == UNFINISHED:
-            continue  # damaged, or the mark
+        if not found or found.get("zarr_format") == UNFINISHED:
+            continue  # damaged, attributes that are still to come, or the mark
         wanted = _json(staged[key].to_bytes()) if key in staged else None
         if wanted is None:
             _refuse(target, f"{key} is no part of what is to be written")
-        elif differences := list(_differences(found, wanted, "")):
+        if not found.get("attributes"):  # xarray creates an array, then gives it attributes
+            found["attributes"] = wanted.get("attributes")
+        if differences := list(_differences(found, wanted, "")):
             _refuse(target, f"{key}: {'; '.join(differences[:3])}")
 
 
@@ -286,7 +293,7 @@ def _is_added(key: str) -> bool:
     return key.partition("/")[0] in ADDED_GROUPS
 
 
-def _refuse(target: Store, what: str) -> None:
+def _refuse(target: Store, what: str) -> NoReturn:
     raise ValueError(
         f"cannot resume writing {getattr(target, 'root', target)}, it holds something else: "
         f"{what}. Pass the data and the options of the interrupted run, or overwrite=True in place "

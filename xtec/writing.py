@@ -401,13 +401,14 @@ def write_zip(
 
 def _look_into(path: Path, obj: xr.Dataset | xr.DataArray) -> Resumed | None:
     """Whether an archive is complete already: the figures if so."""
+    from zarr.core.sync import sync
     from zarr.storage import ZipStore
 
     from .resume import survey
 
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is no zip file: pass overwrite=True to replace it")
-    store = ZipStore(path, mode="r")
+    store = sync(ZipStore.open(path, mode="r"))
     try:
         with quiet():
             found = survey(obj, _variable(obj)[0], store, _zarr_format(obj))
