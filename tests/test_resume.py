@@ -336,7 +336,7 @@ def test_another_job_is_refused_and_nothing_touched(
 def test_foreign_files_are_refused(
     tmp_path: Path, whole: Callable[[str], dict[str, bytes]]
 ) -> None:
-    for key in ("thesis.txt", "photos/1.jpg", "s2/c/7/0/0/0", "s2/notes.txt"):
+    for key in ("thesis.txt", "photos/1.jpg", "s2/c/7/0/0/0", "s2/notes.txt", "a/zarr.json"):
         store = laid(tmp_path / key.replace("/", "_"), {**whole("format 3"), key: b"mine"})
         with pytest.raises(ValueError, match=f"{key} is no part of what is to be written"):
             cube().tec.to_zarr(store, resume=True, **OPTIONS)

@@ -284,8 +284,7 @@ def _check_metadata(staged: dict[str, Buffer], target: Store, stored: Iterable[s
 def _check_keys(stored: set[str], known: set[str], target: Store) -> None:
     """Refuse what this package has not written."""
     for key in sorted(stored - known):
-        is_metadata = key.rpartition("/")[2] in _METADATA
-        if not (is_metadata or key.endswith(LEFT_OVER) or _is_added(key)):
+        if not (key.endswith(LEFT_OVER) or _is_added(key)):
             _refuse(target, f"{key} is no part of what is to be written")
 
 
