@@ -269,8 +269,9 @@ def test_ctrl_c_leaves_no_store_that_opens(tmp_path: Path) -> None:
     writer.send_signal(signal.SIGINT)
     _, err = writer.communicate(timeout=60)
     assert writer.returncode == 130
-    assert err == "xtec: interrupted; what was being written is incomplete and does not open\n"
-    with pytest.raises(FileNotFoundError):
+    message = "xtec: interrupted; what was being written is incomplete and does not open; "
+    assert err == message + "the same command with --resume goes on with it\n"
+    with pytest.raises(ValueError, match=r"incomplete: .*--resume"):
         xr.open_zarr(store)
 
 

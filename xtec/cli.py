@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import warnings
 from typing import TYPE_CHECKING, Annotated, Any
@@ -57,7 +58,10 @@ def _run() -> int:
             raise
         return _fail(f"{error.format_message()} (xtec --help shows how)")
     if code == INTERRUPTED:  # newer typer returns it, older raises
-        _fail("interrupted; what was being written is incomplete and does not open")
+        message = "interrupted; what was being written is incomplete and does not open"
+        if sys.argv[1:2] == ["compress"]:
+            message += "; the same command with --resume goes on with it"
+        _fail(message)
     return code if isinstance(code, int) else 0
 
 
@@ -150,6 +154,12 @@ def compress(
     ] = None,
     zarr_format: Annotated[int, typer.Option(help="3 or 2.")] = 3,
     overwrite: _Overwrite = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on with what an interrupted run of the same command has left."
+        ),
+    ] = False,
 ) -> None:
     """Compress a cube into a Zarr store."""
     from .layout import find_cube
@@ -169,6 +179,7 @@ def compress(
         ds,
         out,
         overwrite=overwrite,
+        resume=resume,
         model=model,
         compression=compression,
         psnr=psnr,
@@ -275,7 +286,7 @@ def _without(ds: xr.Dataset, names: list[str]) -> xr.Dataset:
 
 
 def _fail(message: str, code: int = 2) -> int:
-    message = message.replace("pass overwrite=True", "pass --overwrite")
+    message = re.sub(r"(?<!\()(overwrite|resume)=True", r"--\1", message)
     sys.stderr.write("xtec: " + " ".join(message.split()) + "\n")
     return code
 

@@ -175,8 +175,9 @@ def compress(
         config = replace(config, weights_sha256=_weights_sha256(config))
         packed = _pack(data, cube, config, stored, chunk, shard, zarr_format, target)
     if isinstance(obj, xr.DataArray):
-        return _as_dataarray(packed)  # type: ignore[return-value]
-    return _as_dataset(obj, cube, packed, dict(zip(cube.data.dims, shard or chunk, strict=True)))  # type: ignore[return-value]
+        return _as_dataarray(packed, zarr_format)  # type: ignore[return-value]
+    blocks = dict(zip(cube.data.dims, shard or chunk, strict=True))
+    return _as_dataset(obj, cube, packed, blocks, zarr_format)  # type: ignore[return-value]
 
 
 def _bounds(
@@ -341,27 +342,33 @@ def _provenance(data: xr.DataArray) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _as_dataarray(packed: xr.DataArray) -> xr.DataArray:
+def _as_dataarray(packed: xr.DataArray, zarr_format: int) -> xr.DataArray:
     for name, coord in packed.coords.items():
         _check_objects(name, coord)
         coord.variable.encoding = _cf_only(coord)
+        if coord.chunks is not None:
+            coord.variable.encoding.update(_checked(zarr_format))
         coord.variable.attrs = storable(coord.attrs, f"coordinate {name!r}")
     return packed
 
 
 def _as_dataset(
-    obj: xr.Dataset, cube: Cube, packed: xr.DataArray, blocks: dict[Hashable, int]
+    obj: xr.Dataset,
+    cube: Cube,
+    packed: xr.DataArray,
+    blocks: dict[Hashable, int],
+    zarr_format: int,
 ) -> xr.Dataset:
     out = obj.copy(deep=False)
     order = [name for name in out.data_vars if name not in cube.sources[1:]]
     order[order.index(cube.sources[0])] = packed.name
     kept = {
-        name: _kept(name, out[name], blocks)
+        name: _kept(name, out[name], blocks, zarr_format)
         for name in out.variables
         if name not in cube.sources and name not in packed.coords
     }
     out = (
-        _as_dataarray(packed)
+        _as_dataarray(packed, zarr_format)
         .to_dataset()
         .assign({name: v for name, v in kept.items() if name in out.data_vars})
     )
@@ -371,7 +378,9 @@ def _as_dataset(
     return out
 
 
-def _kept(name: Hashable, data: xr.DataArray, blocks: dict[Hashable, int]) -> xr.Variable:
+def _kept(
+    name: Hashable, data: xr.DataArray, blocks: dict[Hashable, int], zarr_format: int
+) -> xr.Variable:
     """A variable that is no reflectance: lossless, images in the blocks of the cube."""
     _check_objects(name, data)
     variable = data.variable.copy(deep=False)
@@ -380,9 +389,24 @@ def _kept(name: Hashable, data: xr.DataArray, blocks: dict[Hashable, int]) -> xr
         sizes = {dim: min(blocks.get(dim, size), size) for dim, size in variable.sizes.items()}
         variable = variable.chunk(sizes)
         encoding["chunks"] = tuple(sizes.values())
+        encoding.update(_checked(zarr_format))
     variable.encoding = encoding
     variable.attrs = storable(data.attrs, f"variable {name!r}")
     return variable
+
+
+def _checked(zarr_format: int) -> dict[str, Any]:
+    """Encoding that tells what was not written, or is damaged, as the codec does for the cube.
+
+    Zarr's own defaults leave out chunks of nothing but fill, and the checksum; those of format 2
+    decode half a chunk without an error.
+    """
+    import numcodecs
+    from zarr.codecs import ZstdCodec
+
+    zstd = ZstdCodec(level=0, checksum=True)
+    compressor = zstd if zarr_format == 3 else numcodecs.Zstd(level=0, checksum=True)
+    return {"compressors": (compressor,), "write_empty_chunks": True}
 
 
 def _cf_only(data: xr.DataArray) -> dict[str, Any]:

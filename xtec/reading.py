@@ -19,7 +19,7 @@ from tec.sensors import canonical_band
 from .attributes import CF_ENCODING
 from .dims import dim_roles, is_image
 from .messages import warn
-from .rootlast import ROOT_KEYS
+from .rootlast import ROOT_KEYS, not_whole, says_unfinished
 
 NETCDF = (".nc", ".nc4", ".cdf", ".h5")
 GEOTIFF = (".tif", ".tiff", ".jp2")
@@ -90,7 +90,8 @@ def save(
         }
     place = Path(path)
     if place.suffix.lower() == ".zip":
-        return write_zip(ds, place, overwrite, progress)
+        write_zip(ds, place, overwrite, progress)
+        return None
     if place.suffix.lower() == ".zarr":
         write_store(ds, place, overwrite, progress)
         return None
@@ -134,11 +135,10 @@ def _open_zarr(store: Any, chunked: bool, group: str | None = None) -> xr.Datase
                 group=group,
                 consolidated=None if group is None else False,
             )
-        except FileNotFoundError as error:
-            raise ValueError(
-                f"{store} is not a whole Zarr store (it has no root metadata): was its writing "
-                "interrupted?"
-            ) from error
+        except (FileNotFoundError, ValueError) as error:
+            if not says_unfinished(error):
+                raise
+            raise ValueError(not_whole(store)) from error
 
 
 def _open_zip(path: Path, chunked: bool) -> xr.Dataset:

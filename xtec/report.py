@@ -15,6 +15,7 @@ from .attributes import ATTRIBUTE
 from .chunks import ChunkCoder
 from .quality import bpppb
 from .ratecontrol import target_of
+from .rootlast import not_whole, says_unfinished
 from .writing import quiet
 
 
@@ -34,11 +35,10 @@ def describe(store: str | os.PathLike[str]) -> dict[str, Any]:
         with quiet():
             group = zarr.open_group(place, mode="r", use_consolidated=False)
             arrays = dict(group.arrays())
-    except FileNotFoundError as error:
-        raise ValueError(
-            f"{text} is not a whole Zarr store (it has no root metadata): was its writing "
-            "interrupted?"
-        ) from error
+    except (FileNotFoundError, ValueError) as error:
+        if not says_unfinished(error):
+            raise
+        raise ValueError(not_whole(text)) from error
     compressed = {
         name: codec for name, array in arrays.items() if (codec := find_codec(array)) is not None
     }

@@ -1,17 +1,21 @@
 """A zarr store that holds back the root's metadata until everything else is written.
 
-A store without root metadata does not open; a store with metadata and without chunks does, and
-reads as
-nodata. So what is written last must be the root's metadata.
+A store with metadata and without chunks opens, and reads as nodata. So what is written last must be
+the root's metadata. Until then a mark stands in their place, for two reasons: zarr and xarray show
+its text to whoever opens the store, and without it ``zarr.open`` (or an append) would give the
+unfinished store new root metadata, and it would open.
 """
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
 from zarr.abc.store import Store
+from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import StorePath, WrapperStore, ZipStore
 
@@ -20,7 +24,14 @@ if TYPE_CHECKING:
     from zarr.core.buffer import Buffer, BufferPrototype
 
 ROOT_KEYS = ("zarr.json", ".zattrs", ".zmetadata", ".zgroup")
+LEFT_OVER = ".partial"  # how zarr's LocalStore calls a file until it is whole
 _NODE_KEYS = ("zarr.json", ".zarray", ".zgroup")
+#: What the mark of an unfinished store says, in the place of its format: zarr quotes it.
+UNFINISHED = (
+    "incomplete: xtec was interrupted while writing this store, or still writes it. Write it again "
+    "with resume=True (xtec compress --resume), or with overwrite=True to start over"
+)
+_MARK_KEYS = {3: "zarr.json", 2: ".zgroup"}
 
 
 class RootLast(WrapperStore[Store]):
@@ -33,8 +44,28 @@ class RootLast(WrapperStore[Store]):
     def _with_store(self, store: Store) -> Self:
         return type(self)(store, self._held)
 
+    @property
+    def supports_consolidated_metadata(self) -> bool:
+        return getattr(self._store, "supports_consolidated_metadata", True)
+
+    def mark(self, zarr_format: int) -> None:
+        """Say that the store is unfinished, and take away root metadata that say otherwise."""
+        key = _MARK_KEYS[zarr_format]
+        text = json.dumps({"zarr_format": UNFINISHED, "node_type": "group"})
+
+        async def write() -> None:
+            # A store that reads metadata may refuse this: it is as well protected without.
+            with suppress(Exception):
+                await self._store.set(
+                    key, default_buffer_prototype().buffer.from_bytes(text.encode())
+                )
+            for other in (".zattrs", ".zmetadata") if zarr_format == 2 else ():
+                await self._store.delete(other)
+
+        sync(write())
+
     def commit(self) -> None:
-        """Write what was held back. From here on the store opens."""
+        """Write what was held back, over the mark. From here on the store opens."""
 
         async def write() -> None:
             for key in ROOT_KEYS:
@@ -64,14 +95,34 @@ class RootLast(WrapperStore[Store]):
     ) -> Buffer | None:
         if key in self._held:
             return self._held[key]  # metadata is read whole
+        if key in ROOT_KEYS:
+            return None  # the mark is not for us
         return await self._store.get(key, prototype, byte_range)
 
     async def exists(self, key: str) -> bool:
-        return key in self._held or await self._store.exists(key)
+        return key in self._held or (key not in ROOT_KEYS and await self._store.exists(key))
+
+    async def is_empty(self, prefix: str) -> bool:
+        if prefix:
+            return await self._store.is_empty(prefix)
+        return await _is_empty(self._store, besides=ROOT_KEYS) and not self._held
 
     async def delete(self, key: str) -> None:
-        if self._held.pop(key, None) is None:
+        if self._held.pop(key, None) is None and key not in ROOT_KEYS:
             await self._store.delete(key)
+
+
+def says_unfinished(error: Exception) -> bool:
+    """Whether opening a store failed because its root metadata are missing, or are the mark."""
+    return isinstance(error, FileNotFoundError) or UNFINISHED in str(error)
+
+
+def not_whole(store: Any) -> str:
+    """What to tell whoever wants to read an unfinished store."""
+    return (
+        f"{store} is not a whole Zarr store (it has no root metadata): was its writing "
+        "interrupted? The same compress --resume (resume=True) goes on with it"
+    )
 
 
 def open_store(store: Any, storage_options: dict[str, Any] | None = None) -> Store:
@@ -91,28 +142,41 @@ def open_store(store: Any, storage_options: dict[str, Any] | None = None) -> Sto
     return sync(make_store(store, mode="a", storage_options=storage_options))
 
 
+def is_empty(store: Store) -> bool:
+    """Whether nothing is there."""
+    return sync(_is_empty(store))
+
+
 def prepare(store: Store, overwrite: bool) -> None:
     """Make room: an existing store goes if the user said so, and only if it is a Zarr store."""
 
-    async def look() -> tuple[list[str], list[str]]:
+    async def is_foreign(name: str) -> bool:
+        if any([await store.exists(f"{name}/{key}") for key in _NODE_KEYS]):
+            return False
+        inside = [key async for key in store.list_prefix(f"{name}/")]
+        return not inside or not all(key.endswith(LEFT_OVER) for key in inside)
+
+    async def look() -> tuple[list[str], list[str], bool]:
         names = [name async for name in store.list_dir("")]
         foreign = []
         for name in names:
-            if name in ROOT_KEYS or name.endswith(".partial"):
+            if name in ROOT_KEYS or name.endswith(LEFT_OVER):
                 continue
-            if not any([await store.exists(f"{name}/{key}") for key in _NODE_KEYS]):
+            if await is_foreign(name):
                 foreign.append(name)
-        return names, foreign
+        return names, foreign, await _has_root(store)
 
     root = getattr(store, "root", None)
-    names, foreign = sync(look())
+    names, foreign, whole = sync(look())
     if not names:
         return
     if not overwrite:
-        whole = any(key in names for key in ROOT_KEYS)
-        state = "exists" if whole or foreign else "holds what an interrupted write has left"
+        if whole or foreign:
+            state = "exists: pass"
+        else:
+            state = "holds what an interrupted write has left: pass resume=True to go on with it,"
         raise FileExistsError(
-            f"{root or store} {state}: pass overwrite=True to replace it, or choose another name"
+            f"{root or store} {state} overwrite=True to replace it, or choose another name"
         )
     if foreign:
         raise FileExistsError(
@@ -120,3 +184,18 @@ def prepare(store: Store, overwrite: bool) -> None:
             "is not overwritten; choose another name"
         )
     sync(store.clear())
+
+
+async def _is_empty(store: Store, besides: Collection[str] = ()) -> bool:
+    async for key in store.list_dir(""):
+        if key not in besides:
+            return False
+    return True
+
+
+async def _has_root(store: Store) -> bool:
+    """Whether there are root metadata, other than the mark."""
+    prototype = default_buffer_prototype()
+    found = [await store.get(key, prototype) for key in _MARK_KEYS.values()]
+    mark = json.dumps(UNFINISHED).encode()
+    return any(data is not None and mark not in data.to_bytes() for data in found)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import xarray as xr
 
@@ -23,7 +23,7 @@ from .ratecontrol import target_of, target_text
 from .zarr2 import XtecCodec2
 
 if TYPE_CHECKING:
-    from .rootlast import RootLast
+    from .resume import Resumed
 
 #: Chunks that zarr may hand over in one call, where a Dask block holds several.
 BATCH = 4
@@ -51,6 +51,7 @@ class Summary:
     quality : of the codec, where the model is "flex"
     target : what ``psnr`` or ``ratio`` asked for and found, where one was given
     max_error : bound of the error of each band in DN, where there is one
+    resumed : what was there already, where an interrupted write was resumed
     """
 
     store: str
@@ -64,6 +65,7 @@ class Summary:
     quality: tuple[int, ...] | None = None
     target: dict[str, Any] | None = None
     max_error: tuple[float, ...] | None = None
+    resumed: Resumed | None = None
 
     @property
     def ratio(self) -> float:
@@ -98,6 +100,7 @@ class Summary:
                 "smaller)",
             ),
             ("bits per pixel per band", f"{self.bpppb:.4f}"),
+            *([] if self.resumed is None else [("resumed", str(self.resumed))]),
             ("time", f"{self.seconds:.1f} s ({self.mb_per_s:.1f} MB/s)"),
         ]
 
@@ -166,11 +169,15 @@ def to_zarr(
     *,
     mode: str = "w-",
     overwrite: bool = False,
+    resume: bool = False,
     progress: bool = True,
     storage_options: dict[str, Any] | None = None,
     **options: Any,
 ) -> Summary:
     """Compress and write. The store opens once it is whole: the root metadata is written last.
+
+    What an interrupted call has written can be gone on with (``resume=True``), given the same data
+    and options. The result is the one of an uninterrupted call, key by key.
 
     Parameters
     ----------
@@ -180,6 +187,11 @@ def to_zarr(
         A path that ends in ``.zip`` becomes one file.
     mode, overwrite : {"w-", "w"}, bool
         ``mode="w"`` and ``overwrite=True`` both delete what is there first.
+    resume : bool
+        Write only what is missing or damaged: every chunk that is there is checked, by its
+        checksum and settings or, in lossless variables, by decoding it. What is there must come
+        from the same data, which is not checked, and the same options, which is. Where there is
+        nothing yet, all is written.
     progress : bool
         Show a bar in a terminal or notebook.
     storage_options : dict, optional
@@ -194,7 +206,7 @@ def to_zarr(
     Raises
     ------
     ValueError
-        On input that the codec cannot take.
+        On input that the codec cannot take; with ``resume``, where the store holds something else.
     FileExistsError
         When there is something at ``store``.
     """
@@ -203,17 +215,21 @@ def to_zarr(
             f"mode must be 'w-' or 'w', got {mode!r}: to append or to write a region use "
             ".tec.compress() and xarray's to_zarr"
         )
-    packed = obj if is_packed(obj) and not options else compress(obj, **options)  # type: ignore[type-var]
     overwrite = overwrite or mode == "w"
+    if resume and overwrite:
+        raise ValueError(
+            "resume goes on with what is there, overwrite (or mode='w') deletes it first: choose "
+            "one of them"
+        )
+    packed = obj if is_packed(obj) and not options else compress(obj, **options)  # type: ignore[type-var]
     started = time.perf_counter()
     if isinstance(store, (str, os.PathLike)) and os.fspath(store).endswith(".zip"):
-        write_zip(packed, Path(store), overwrite, progress)
+        resumed = write_zip(packed, Path(store), overwrite, progress, resume=resume, keep=True)
         size = _zip_size(Path(store), _variable(packed)[0])
     else:
-        size = _stored_size(
-            write_store(packed, store, overwrite, progress, storage_options), _variable(packed)[0]
-        )
-    return _summary(packed, str(store), size, time.perf_counter() - started)
+        target, resumed = write_store(packed, store, overwrite, progress, storage_options, resume)
+        size = _stored_size(target, _variable(packed)[0])
+    return _summary(packed, str(store), size, time.perf_counter() - started, resumed)
 
 
 def write_store(
@@ -222,25 +238,40 @@ def write_store(
     overwrite: bool,
     progress: bool,
     storage_options: dict[str, Any] | None = None,
-) -> Any:
-    """Write ``obj`` as it is, root metadata last; returns the zarr Store."""
+    resume: bool = False,
+) -> tuple[Any, Resumed | None]:
+    """Write ``obj`` as it is, root metadata last; returns the zarr Store and what was there."""
     import zarr
 
-    from .rootlast import RootLast, open_store, prepare
+    from .resume import go_on, survey
+    from .rootlast import RootLast, is_empty, open_store, prepare
 
     target = open_store(store, storage_options)
-    prepare(target, overwrite)
-    guarded: RootLast = RootLast(target)
-    zarr_format = (
-        2 if any(isinstance(codec_of(v.encoding), XtecCodec2) for v in _variables(obj)) else 3
-    )
+    zarr_format = _zarr_format(obj)
+    resumed = None
     # zarr reads the batch size when an array is opened; it stays with that array.
     with quiet(), zarr.config.set({"codec_pipeline.batch_size": BATCH}):
-        delayed = obj.to_zarr(guarded, mode="w-", zarr_format=zarr_format, compute=False)
+        if resume and not is_empty(target):
+            found = survey(obj, _variable(obj)[0], target, zarr_format)
+            resumed = found.resumed
+            guarded, write = go_on(found, zarr_format)
+            if found.complete:
+                return target, resumed
+        else:
+            prepare(target, overwrite)
+            guarded = RootLast(target)
+            guarded.mark(zarr_format)
+            write = obj.to_zarr(guarded, mode="w-", zarr_format=zarr_format, compute=False).compute
     with bar("compressing" if is_packed(obj) else "writing", progress):
-        delayed.compute()
+        write()
+    # What needs the chunks and changes the metadata has its place here, see ADDED in resume.py.
     guarded.commit()
-    return target
+    return target, resumed
+
+
+def _zarr_format(obj: xr.Dataset | xr.DataArray) -> Literal[2, 3]:
+    """The format that the codec in the encoding belongs to."""
+    return 2 if any(isinstance(codec_of(v.encoding), XtecCodec2) for v in _variables(obj)) else 3
 
 
 @contextmanager
@@ -311,7 +342,13 @@ def _variable(packed: xr.Dataset | xr.DataArray) -> tuple[str, xr.DataArray]:
     raise ValueError("there is no compressed variable: call .tec.compress() first")
 
 
-def _summary(packed: xr.Dataset | xr.DataArray, store: str, size: int, seconds: float) -> Summary:
+def _summary(
+    packed: xr.Dataset | xr.DataArray,
+    store: str,
+    size: int,
+    seconds: float,
+    resumed: Resumed | None,
+) -> Summary:
     name, data = _variable(packed)
     config = codec_of(data.encoding).config  # type: ignore[union-attr]
     itemsize = data.encoding.get("dtype", data.dtype).itemsize
@@ -327,6 +364,7 @@ def _summary(packed: xr.Dataset | xr.DataArray, store: str, size: int, seconds: 
         config.quality,
         target_of(data.attrs),
         config.max_error,
+        resumed,
     )
 
 
@@ -343,18 +381,81 @@ def _zip_size(path: Path, name: str) -> int:
         )
 
 
-def write_zip(obj: xr.Dataset | xr.DataArray, path: Path, overwrite: bool, progress: bool) -> None:
-    """By way of a folder: zarr's own ZipStore does not survive being written by Dask."""
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists: pass overwrite=True to replace it")
+def write_zip(
+    obj: xr.Dataset | xr.DataArray,
+    path: Path,
+    overwrite: bool,
+    progress: bool,
+    *,
+    resume: bool = False,
+    keep: bool = False,
+) -> Resumed | None:
+    """By way of a folder: zarr's own ZipStore does not survive being written by Dask.
+
+    With ``keep``, the folder of an interrupted write stays, for ``resume``.
+    """
     folder = path.with_name(path.name + ".partial")
     archive_path = path.with_name(path.name + ".partial.zip")
+    if path.exists() and resume:
+        resumed = _look_into(path, obj)
+        if resumed is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            archive_path.unlink(missing_ok=True)
+            return resumed
+        if not folder.exists():
+            _unpack(path, folder)
+    elif not overwrite and path.exists():
+        raise FileExistsError(f"{path} exists: pass overwrite=True to replace it")
+    elif not overwrite and keep and not resume and folder.exists():
+        raise FileExistsError(
+            f"{folder} is what an interrupted write has left: pass resume=True to go on with it, "
+            "overwrite=True to replace it, or choose another name"
+        )
     try:
-        write_store(obj, folder, True, progress)
-        with zipfile.ZipFile(archive_path, "w", zipfile.ZIP_STORED) as archive:
-            for file in sorted(file for file in folder.rglob("*") if file.is_file()):
-                archive.write(file, file.relative_to(folder).as_posix())
+        _, resumed = write_store(obj, folder, not resume, progress, resume=resume)
+        _pack(folder, archive_path)
         os.replace(archive_path, path)
+        keep = False
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)
         archive_path.unlink(missing_ok=True)
+    return resumed
+
+
+def _look_into(path: Path, obj: xr.Dataset | xr.DataArray) -> Resumed | None:
+    """Whether an archive is complete already: the figures if so."""
+    from zarr.core.sync import sync
+    from zarr.storage import ZipStore
+
+    from .resume import survey
+
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is no zip file: pass overwrite=True to replace it")
+    store = sync(ZipStore.open(path, mode="r"))
+    try:
+        with quiet():
+            found = survey(obj, _variable(obj)[0], store, _zarr_format(obj))
+    finally:
+        store.close()
+    return found.resumed if found.complete else None
+
+
+def _pack(folder: Path, archive_path: Path) -> None:
+    """The same files make the same archive, whenever they were written."""
+    with zipfile.ZipFile(archive_path, "w", zipfile.ZIP_STORED) as archive:
+        for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+            entry = zipfile.ZipInfo(file.relative_to(folder).as_posix())
+            entry.file_size = file.stat().st_size
+            with file.open("rb") as source, archive.open(entry, "w") as out:
+                shutil.copyfileobj(source, out)
+
+
+def _unpack(path: Path, folder: Path) -> None:
+    """What is readable in an archive, as a store to be repaired."""
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            try:
+                archive.extract(entry, folder)
+            except zipfile.BadZipFile:  # damaged: it is written again
+                (folder / entry.filename).unlink(missing_ok=True)

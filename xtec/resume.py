@@ -1,0 +1,510 @@
+"""Going on with an interrupted write: what a store holds, and what is left to write.
+
+All of the store is looked at before anything in it is changed. What belongs there is known without
+computing a block: the metadata and the variables in memory are written into memory first. So three
+things can be told apart: what another job has written (an error), what is whole (it stays), and
+what is missing or damaged (it is written again).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+from zipfile import BadZipFile
+
+import numpy as np
+import xarray as xr
+import zarr
+from tec.errors import TecError
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
+from zarr.storage import MemoryStore
+
+from .attributes import ATTRIBUTE
+from .chunks import ChunkCoder
+from .rootlast import LEFT_OVER, ROOT_KEYS, UNFINISHED, RootLast
+
+if TYPE_CHECKING:
+    from zarr.abc.store import Store
+    from zarr.core.buffer import Buffer
+
+At = tuple[int, ...]  # place of a chunk in the grid
+Region = tuple[slice, ...]
+
+#: Attributes (or entries of ours) and groups that are added once the chunks are there: what a store
+#: has of them is no difference, and goes when it is written again.
+ADDED_ATTRIBUTES: frozenset[str] = frozenset()
+ADDED_GROUPS: frozenset[str] = frozenset()
+
+_METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
+_AT_ONCE = 8  # chunks that are checked side by side
+_BATCH = 1024
+_REGIONS = 500  # that are written in one go: Dask's time for them grows with their square
+_NOT_THERE = 2**64 - 1  # offset in the index of a shard
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """What a resumed write found. A shard counts as one chunk.
+
+    Attributes
+    ----------
+    whole : chunks that were there and stay
+    written : chunks that were missing or damaged; 0 where the store was complete
+    """
+
+    whole: int
+    written: int
+
+    def __str__(self) -> str:
+        if not self.written:
+            return f"all {self.whole} chunks were there and whole"
+        total = self.whole + self.written
+        return f"{self.whole} of {total} chunks were there and whole, {self.written} written"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a store holds of a job, see :func:`survey`.
+
+    Attributes
+    ----------
+    target : the store
+    root : key and content of the root metadata
+    rooted : whether these are there
+    outdated : key and content of other metadata, and of variables in memory, that are not there as
+        they should be
+    spoilt : keys of damaged chunks, and files that were left over
+    left : path of an array, the encoded variable and the regions that are to be written
+    resumed : the figures
+    """
+
+    target: Store
+    root: dict[str, Buffer]
+    rooted: bool
+    outdated: dict[str, Buffer]
+    spoilt: list[str]
+    left: list[tuple[str, xr.Variable, list[Region]]]
+    resumed: Resumed
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left to do but to delete files that were left over."""
+        return self.rooted and not (self.outdated or self.left)
+
+
+def survey(obj: xr.Dataset | xr.DataArray, name: str, target: Store, zarr_format: int) -> Found:
+    """Compare a store with what writing ``obj`` would put there. Changes nothing.
+
+    Parameters
+    ----------
+    obj : what ``compress`` has returned
+    name : of its compressed variable in the store
+    target : may be read-only
+    zarr_format : 2 or 3
+
+    Raises
+    ------
+    ValueError
+        The store holds something else, or what was written with other options.
+    """
+    obj = _in_blocks(obj, name)
+    staged = _staged(obj, target, zarr_format)
+    stored = set(sync(_keys(target)))
+    _check_metadata(staged, target, stored)
+    guarded = RootLast(target, dict(staged))  # the metadata as they should be, the chunks as found
+    arrays = {}
+    for path, variable in _dask_variables(obj, name):
+        array = _open(guarded, path, zarr_format, "r" if target.read_only else "r+")
+        arrays[path] = array, variable, _chunk_keys(array, path)
+    chunk_keys = {key for *_, keys in arrays.values() for key in keys.values()}
+    _check_keys(stored, chunk_keys | staged.keys(), target)
+
+    outdated = {key: data for key, data in staged.items() if _read(target, key) != data.to_bytes()}
+    rooted = not any(key in ROOT_KEYS for key in outdated)
+    spoilt = [key for key in stored if key.endswith(LEFT_OVER)]
+    left = []
+    whole = written = 0
+    for path, (array, variable, keys) in arrays.items():
+        there = {at: key for at, key in keys.items() if key in stored}
+        damaged = _damaged(array, target, there)
+        spoilt += [there[at] for at in damaged]
+        todo = np.zeros(_grid(array), bool)
+        for at in damaged:
+            todo[at] = True
+        for at in keys.keys() - there.keys():
+            todo[at] = True
+        if todo.any():
+            regions = list(_regions(variable.chunks, _unit(array), todo))  # type: ignore[arg-type]
+            left.append((path, variable, regions))
+        whole += int(todo.size - todo.sum())
+        written += int(todo.sum())
+    return Found(
+        target,
+        {key: data for key, data in staged.items() if key in ROOT_KEYS},
+        rooted,
+        {key: data for key, data in outdated.items() if key not in ROOT_KEYS},
+        spoilt,
+        left,
+        Resumed(whole, written),
+    )
+
+
+def go_on(found: Found, zarr_format: int) -> tuple[RootLast, Callable[[], object]]:
+    """Put in order what is there.
+
+    Returns
+    -------
+    guarded : the store, unfinished until it is committed
+    write : writes the chunks that are left
+    """
+    from dask.array import store
+
+    guarded = RootLast(found.target, dict(found.root))
+    if not found.complete:
+        guarded.mark(zarr_format)
+
+    async def tidy() -> None:
+        for key in found.spoilt:
+            await found.target.delete(key)
+        for key in sorted(found.outdated, key=_metadata_first):
+            await found.target.set(key, found.outdated[key])
+
+    sync(tidy())
+    sources: list[Any] = []
+    arrays: list[Any] = []
+    regions: list[Region] = []
+    for path, variable, wanted in found.left:
+        array = _open(
+            guarded, path, zarr_format, "r+", variable.encoding.get("write_empty_chunks", False)
+        )
+        sources += [variable.data[region] for region in wanted]
+        arrays += [array] * len(wanted)
+        regions += wanted
+
+    def write() -> None:
+        for start in range(0, len(sources), _REGIONS):
+            some = slice(start, start + _REGIONS)
+            store(sources[some], arrays[some], regions=regions[some], lock=False)
+
+    return guarded, write
+
+
+def _metadata_first(key: str) -> tuple[bool, str]:
+    return key.rpartition("/")[2] not in _METADATA, key
+
+
+def _open(
+    store: Store, path: str, zarr_format: Any, mode: Any, write_empty_chunks: bool = False
+) -> zarr.Array:
+    config = {"write_empty_chunks": write_empty_chunks}  # zarr.open_array does not look at it
+    return zarr.open(store, path=path, mode=mode, zarr_format=zarr_format, config=config)  # type: ignore[return-value]
+
+
+# what belongs there
+
+
+class _Staged(MemoryStore):
+    """A store in memory that takes the same metadata as another one."""
+
+    def __init__(self, consolidated: bool) -> None:
+        super().__init__()
+        self._consolidated = consolidated
+
+    @property
+    def supports_consolidated_metadata(self) -> bool:
+        return self._consolidated
+
+
+def _staged(obj: xr.Dataset | xr.DataArray, target: Store, zarr_format: int) -> dict[str, Buffer]:
+    """All keys that are written before the first Dask block is computed."""
+    store = _Staged(RootLast(target).supports_consolidated_metadata)
+    obj.to_zarr(store, mode="w-", zarr_format=zarr_format, compute=False)  # type: ignore[call-overload]
+    return dict(store._store_dict)
+
+
+def _in_blocks(obj: Any, name: str) -> Any:
+    """The compressed variable as a Dask array, where someone has loaded it."""
+    data = obj if isinstance(obj, xr.DataArray) else obj[name]
+    if data.chunks is not None:
+        return obj
+    unit = data.encoding.get("shards") or data.encoding["chunks"]
+    variable = data.variable.chunk(dict(zip(data.dims, unit, strict=True)))
+    return data.copy(data=variable.data) if data is obj else obj.assign({name: variable})
+
+
+def _dask_variables(obj: Any, name: str) -> Iterator[tuple[str, xr.Variable]]:
+    """Name and variable as xarray would store it: packed, scaled, in the stored dtype."""
+    from xarray.backends.zarr import encode_zarr_variable
+
+    ds = obj.to_dataset(name=name) if isinstance(obj, xr.DataArray) else obj
+    for key, variable in ds.variables.items():
+        if variable.chunks is not None and variable.size:
+            yield str(key), encode_zarr_variable(variable, name=key)
+
+
+async def _keys(store: Store) -> list[str]:
+    return [key async for key in store.list()]
+
+
+def _read(store: Store, key: str) -> bytes | None:
+    """None where there is nothing, or nothing that can be read."""
+    try:
+        data = sync(store.get(key, default_buffer_prototype()))
+    except BadZipFile:
+        return None
+    return None if data is None else data.to_bytes()
+
+
+# whether it is the same job
+
+
+def _check_metadata(staged: dict[str, Buffer], target: Store, stored: Iterable[str]) -> None:
+    """Refuse metadata that differ, or that are no part of what is written."""
+    for key in sorted(stored):
+        last = key.rpartition("/")[2]
+        # consolidated metadata repeat the others
+        if last not in _METADATA or last == ".zmetadata" or _is_added(key):
+            continue
+        found = _json(_read(target, key))
+        if not found or found.get("zarr_format") == UNFINISHED:
+            continue  # damaged, attributes that are still to come, or the mark
+        wanted = _json(staged[key].to_bytes()) if key in staged else None
+        if wanted is None:
+            _refuse(target, f"{key} is no part of what is to be written")
+        if not found.get("attributes"):  # xarray creates an array, then gives it attributes
+            found["attributes"] = wanted.get("attributes")
+        if differences := list(_differences(found, wanted, "")):
+            _refuse(target, f"{key}: {'; '.join(differences[:3])}")
+
+
+def _check_keys(stored: set[str], known: set[str], target: Store) -> None:
+    """Refuse what this package has not written."""
+    for key in sorted(stored - known):
+        if not (key.endswith(LEFT_OVER) or _is_added(key)):
+            _refuse(target, f"{key} is no part of what is to be written")
+
+
+def _is_added(key: str) -> bool:
+    return key.partition("/")[0] in ADDED_GROUPS
+
+
+def _refuse(target: Store, what: str) -> NoReturn:
+    raise ValueError(
+        f"cannot resume writing {getattr(target, 'root', target)}, it holds something else: "
+        f"{what}. Pass the data and the options of the interrupted run, or overwrite=True in place "
+        "of resume=True to start over"
+    )
+
+
+def _json(data: bytes | None) -> dict[str, Any] | None:
+    """The metadata, or None where they are damaged. Our attribute is taken apart, too."""
+
+    def expand(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        out = dict(pairs)
+        if isinstance(out.get(ATTRIBUTE), str):
+            out[ATTRIBUTE] = _json(out[ATTRIBUTE].encode()) or out[ATTRIBUTE]
+        return out
+
+    try:
+        found = json.loads(data or b"", object_pairs_hook=expand)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _differences(found: Any, wanted: Any, path: str) -> Iterator[str]:
+    """ "attributes.units is 'K' there and '1' here", for all that differs."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in sorted(found.keys() | wanted.keys()):
+            inner = f"{path}.{key}" if path else key
+            if key not in ADDED_ATTRIBUTES and inner != "consolidated_metadata":
+                yield from _differences(found.get(key), wanted.get(key), inner)
+    elif isinstance(found, list) and isinstance(wanted, list) and len(found) == len(wanted):
+        for i, (one, other) in enumerate(zip(found, wanted, strict=True)):
+            yield from _differences(one, other, f"{path}[{i}]")
+    elif found != wanted and not (found != found and wanted != wanted):
+        yield f"{path} is {found!r} there and {wanted!r} here"
+
+
+# which chunks are whole
+
+
+def _unit(array: zarr.Array) -> tuple[int, ...]:
+    """Shape of what one object of the store holds."""
+    return array.shards or array.chunks
+
+
+def _grid(array: zarr.Array) -> tuple[int, ...]:
+    return tuple(-(-size // n) for size, n in zip(array.shape, _unit(array), strict=True))
+
+
+def _chunk_keys(array: zarr.Array, path: str) -> dict[At, str]:
+    """The key of each chunk (or shard), by its place in the grid."""
+    encode = array.metadata.encode_chunk_key
+    return {at: f"{path}/{encode(at)}" for at in np.ndindex(*_grid(array))}
+
+
+def _damaged(array: zarr.Array, target: Store, there: dict[At, str]) -> list[At]:
+    """Which of the chunks (or shards) that are there are not whole.
+
+    Those of ours are streams with checksums; those of a lossless variable are decoded.
+    """
+    from .report import find_codec
+
+    codec = find_codec(array)
+
+    def is_whole(at: At) -> bool:
+        if codec is None:
+            return _decodes(array, at)
+        return _is_ours(_read(target, there[at]), array, codec, at)
+
+    places = list(there)
+    damaged: list[At] = []
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for start in range(0, len(places), _BATCH):
+            some = places[start : start + _BATCH]
+            whole = pool.map(is_whole, some)
+            damaged += [at for at, ok in zip(some, whole, strict=True) if not ok]
+    return damaged
+
+
+def _decodes(array: zarr.Array, at: At) -> bool:
+    try:
+        array[tuple(slice(i * n, (i + 1) * n) for i, n in zip(at, _unit(array), strict=True))]
+    except Exception:  # each compressor has errors of its own
+        return False
+    return True
+
+
+def _is_ours(data: bytes | None, array: zarr.Array, codec: ChunkCoder, at: At) -> bool:
+    """Whether a chunk, or each one in a shard, is an undamaged stream with the codec's settings."""
+    from .zarr2 import _F_ORDER, XtecCodec2
+
+    if data is None:
+        return False
+    try:
+        if array.shards is not None:
+            streams = _in_shard(data, array, array.shards, at)
+        else:
+            streams = [data.removeprefix(_F_ORDER) if isinstance(codec, XtecCodec2) else data]
+        return all(_has_settings(stream, codec, array.dtype) for stream in streams)
+    except TecError:
+        return False
+
+
+def _has_settings(data: bytes, codec: ChunkCoder, dtype: np.dtype) -> bool:
+    """Raises TecError on a stream that is damaged or of another array. Decodes nothing."""
+    from tec import stream, weights
+
+    header = codec.check_header(data, dtype, "a chunk")
+    stream.unpack(data)
+    config = codec.config
+    sha256 = config.weights_sha256
+    if header.model != config.model or sha256 is None:  # chunks of one date, see FORMAT.md
+        sha256 = weights.sha256(
+            header.model,
+            weights=config.weights,
+            sensor=config.sensor,
+            compression=config.compression,
+        )
+    return (
+        _settings(header.config, dtype) == _settings(config, dtype)
+        and header.model in (config.model, "elic" if config.model == "tt" else config.model)
+        and header.digest.hex() == sha256[: 2 * stream.DIGEST]
+        and (header.model != "flex" or header.how == config.tokens(header.extent[0]))
+    )
+
+
+def _settings(config: Any, dtype: np.dtype) -> tuple:
+    """What a stream keeps of the settings, as it keeps it."""
+    from tec.stream import weights_id
+
+    nodata = None if config.nodata is None else np.array(config.nodata, dtype).tobytes()
+    return (
+        *(config.sensor, weights_id(config.weights), np.float32(config.compression)),
+        *(nodata, config.offset, config.scale),
+        config.forecast if config.model == "flex" else None,
+    )
+
+
+def _in_shard(data: bytes, array: zarr.Array, shards: tuple[int, ...], at: At) -> list[bytes]:
+    """The chunks in a shard. Raises TecError unless the shard is as one write leaves it.
+
+    The index is at the end: offset and length of each chunk, uint64, and a CRC-32C of all that.
+    """
+    import google_crc32c
+
+    counts = [n // m for n, m in zip(shards, array.chunks, strict=True)]
+    nbytes = 16 * int(np.prod(counts))
+    index, checksum = data[-nbytes - 4 : -4], data[-4:]
+    if len(index) < nbytes or google_crc32c.value(index) != int.from_bytes(checksum, "little"):
+        raise TecError("the index of the shard is damaged")
+    places = np.frombuffer(index, "<u8").reshape(*counts, 2)
+    # chunks beyond the end of the array are never written
+    inside = tuple(
+        slice(0, -(-min(n, size - i * n) // m))
+        for i, n, m, size in zip(at, shards, array.chunks, array.shape, strict=True)
+    )
+    wanted = np.zeros(counts, bool)
+    wanted[inside] = True
+    lengths = places[wanted][:, 1]
+    if ((places[..., 0] != _NOT_THERE) != wanted).any() or lengths.sum() + nbytes + 4 != len(data):
+        raise TecError("the shard does not hold the chunks that it should")
+    return [data[start : start + length] for start, length in places[wanted].tolist()]
+
+
+# what is written
+
+
+def _regions(
+    blocks: tuple[tuple[int, ...], ...], unit: tuple[int, ...], todo: np.ndarray
+) -> Iterator[Region]:
+    """Boxes of blocks of which all is to be written, then of single chunks in the other blocks.
+
+    Parameters
+    ----------
+    blocks : sizes of the Dask blocks along each axis; whole multiples of ``unit``
+    unit : shape of a chunk (or shard)
+    todo : for each chunk whether it is to be written
+    """
+    sizes = [sum(block) for block in blocks]
+    chunk_edges = [[*range(0, size, n), size] for size, n in zip(sizes, unit, strict=True)]
+    block_edges = [np.cumsum([0, *block]).tolist() for block in blocks]
+    # the first chunk of each block
+    starts = [[e // n for e in edges[:-1]] for edges, n in zip(block_edges, unit, strict=True)]
+    every, some = todo, todo
+    for axis, first in enumerate(starts):
+        every = np.logical_and.reduceat(every, first, axis)
+        some = np.logical_or.reduceat(some, first, axis)
+    for box in _boxes(every):
+        yield _between(block_edges, box)
+    for block in np.argwhere(some & ~every).tolist():
+        ends = [[*first, n] for first, n in zip(starts, todo.shape, strict=True)]
+        inside = tuple(slice(e[i], e[i + 1]) for e, i in zip(ends, block, strict=True))
+        for box in _boxes(todo[inside]):
+            moved = [slice(i.start + b.start, i.start + b.stop) for i, b in zip(inside, box)]
+            yield _between(chunk_edges, moved)
+
+
+def _boxes(wanted: np.ndarray) -> Iterator[Region]:
+    """Cut in halves until a part is wanted as a whole, or not at all."""
+    if not wanted.any():
+        return
+    if wanted.all():
+        yield tuple(slice(0, n) for n in wanted.shape)
+        return
+    axis = int(np.argmax(wanted.shape))
+    half = wanted.shape[axis] // 2
+    for start, part in zip((0, half), np.split(wanted, [half], axis), strict=True):
+        for box in _boxes(part):
+            moved = slice(box[axis].start + start, box[axis].stop + start)
+            yield (*box[:axis], moved, *box[axis + 1 :])
+
+
+def _between(edges: Sequence[Sequence[int]], box: Iterable[slice]) -> Region:
+    """The pixels of a box of blocks, or of chunks."""
+    return tuple(slice(e[b.start], e[b.stop]) for e, b in zip(edges, box, strict=True))
