@@ -64,6 +64,7 @@ class _Accessor:
         overwrite: bool = False,
         progress: bool = True,
         storage_options: dict[str, Any] | None = None,
+        embed_weights: bool = False,
         **options: Any,
     ) -> Summary:
         """Compress and write with a progress bar; see :func:`xtec.to_zarr`."""
@@ -74,6 +75,7 @@ class _Accessor:
             overwrite=overwrite,
             progress=progress,
             storage_options=storage_options,
+            embed_weights=embed_weights,
             **options,
         )
 

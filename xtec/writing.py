@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from .compression import codec_of, compress, is_packed
+from .embedded import embed
 from .quality import bpppb
 from .ratecontrol import target_of, target_text
 from .zarr2 import XtecCodec2
@@ -145,6 +146,7 @@ def to_zarr(
     overwrite: bool = False,
     progress: bool = True,
     storage_options: dict[str, Any] | None = None,
+    embed_weights: bool = False,
     **options: Any,
 ) -> Summary:
     """Compress and write. The store opens once it is whole: the root metadata is written last.
@@ -161,6 +163,9 @@ def to_zarr(
         Show a bar in a terminal or notebook.
     storage_options : dict, optional
         For URLs.
+    embed_weights : bool
+        Put the decoder's weights into the store as well (22 MB for the built-in ones), for
+        machines that lack them: see :func:`xtec.embed_weights`.
     **options
         As for :func:`xtec.compress`.
 
@@ -184,11 +189,12 @@ def to_zarr(
     overwrite = overwrite or mode == "w"
     started = time.perf_counter()
     if isinstance(store, (str, os.PathLike)) and os.fspath(store).endswith(".zip"):
-        write_zip(packed, Path(store), overwrite, progress)
+        write_zip(packed, Path(store), overwrite, progress, embed_weights)
         size = _zip_size(Path(store), _variable(packed)[0])
     else:
         size = _stored_size(
-            write_store(packed, store, overwrite, progress, storage_options), _variable(packed)[0]
+            write_store(packed, store, overwrite, progress, storage_options, embed_weights),
+            _variable(packed)[0],
         )
     return _summary(packed, str(store), size, time.perf_counter() - started)
 
@@ -199,6 +205,7 @@ def write_store(
     overwrite: bool,
     progress: bool,
     storage_options: dict[str, Any] | None = None,
+    embed_weights: bool = False,
 ) -> Any:
     """Write ``obj`` as it is, root metadata last; returns the zarr Store."""
     import zarr
@@ -214,6 +221,8 @@ def write_store(
     # zarr reads the batch size when an array is opened; it stays with that array.
     with quiet(), zarr.config.set({"codec_pipeline.batch_size": BATCH}):
         delayed = obj.to_zarr(guarded, mode="w-", zarr_format=zarr_format, compute=False)
+        if embed_weights:  # first: what cannot be had should not be missed after hours
+            embed(guarded, [c for v in _variables(obj) if (c := codec_of(v.encoding)) is not None])
     with bar("compressing" if is_packed(obj) else "writing", progress):
         delayed.compute()
     guarded.commit()
@@ -319,14 +328,20 @@ def _zip_size(path: Path, name: str) -> int:
         )
 
 
-def write_zip(obj: xr.Dataset | xr.DataArray, path: Path, overwrite: bool, progress: bool) -> None:
+def write_zip(
+    obj: xr.Dataset | xr.DataArray,
+    path: Path,
+    overwrite: bool,
+    progress: bool,
+    embed_weights: bool = False,
+) -> None:
     """By way of a folder: zarr's own ZipStore does not survive being written by Dask."""
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists: pass overwrite=True to replace it")
     folder = path.with_name(path.name + ".partial")
     archive_path = path.with_name(path.name + ".partial.zip")
     try:
-        write_store(obj, folder, True, progress)
+        write_store(obj, folder, True, progress, embed_weights=embed_weights)
         with zipfile.ZipFile(archive_path, "w", zipfile.ZIP_STORED) as archive:
             for file in sorted(file for file in folder.rglob("*") if file.is_file()):
                 archive.write(file, file.relative_to(folder).as_posix())

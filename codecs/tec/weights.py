@@ -147,15 +147,13 @@ def load(
         )
         return _shared((model, digest, *how), lambda: read(model, paths, *how, expect=digest))
 
-    if not expect:
+    if not (offered and expect):
         return own(download)
     with _lock:
         for key, network in _loaded.items():
             if key[0] == model and key[1].startswith(expect) and key[2:] == how:
                 _loaded.move_to_end(key)
                 return network
-    if not offered:
-        return own(download)
     try:
         return own(False)
     except WeightsError:
