@@ -385,6 +385,8 @@ def test_damaged_weights_are_told_before_any_pixel(
         with pytest.raises(WeightsError, match=f"inside the store.*are damaged: .*{says}"):
             xr.open_dataset(store, engine=engine).s2[0, 0, 0, 0].load()
     assert not weights._offered
+    found = describe(store)["embedded_weights"]
+    assert (found["bytes"] is None) == (says in ("is missing", "makes no sense", ""))
 
 
 def flip(file: Path) -> None:
@@ -674,6 +676,15 @@ def test_what_is_kept_in_memory_is_bounded(
         weights.load("elic", weights="/nowhere", device="cpu", expect=digests[3], offered=False)
     with pytest.raises(WeightsError, match="no checkpoint at"):
         weights.load("elic", weights="/nowhere", device="cpu", expect=digests[0], offered=True)
+
+
+def test_a_store_is_replaced_with_its_weights(tmp_path: Path, tiny_elic: Path) -> None:
+    for zarr_format in (3, 2):
+        write(tmp_path / "a.zarr", tiny_elic, overwrite=True, zarr_format=zarr_format)
+        assert (tmp_path / "a.zarr" / GROUP).is_dir()
+    cube(nodata=0).tec.to_zarr(tmp_path / "a.zarr", model="fp", overwrite=True)
+    assert not (tmp_path / "a.zarr" / GROUP).exists()
+    assert describe(tmp_path / "a.zarr")["embedded_weights"] is None
 
 
 # what cannot be embedded

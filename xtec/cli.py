@@ -329,6 +329,8 @@ def _info_rows(variable: dict[str, Any]) -> list[tuple[str, str]]:
 def _embedded(found: dict[str, Any]) -> str:
     from .writing import human
 
+    if found["bytes"] is None:
+        return "damaged"
     models = sorted({model for models in found["checkpoints"].values() for model in models})
     return f"{', '.join(models)}, {human(found['bytes'])}"
 

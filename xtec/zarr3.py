@@ -164,7 +164,7 @@ class XtecCodec(
                 f"missing chunks, set xtec.settings.missing_chunks = 'fill' "
                 f"(or XTEC_MISSING_CHUNKS=fill in the environment)"
             )
-        await self._bring_weights(batch[0][0], [found_one[:3] for found_one in found])
+        await self._bring_weights(batch[0][0], [one[:3] for one in found])
         chunks = iter(
             await self._decode(
                 [data for data, *_ in found],
