@@ -4,17 +4,19 @@ to its reader."""
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import pickle
 import shutil
+import tomllib
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import tec
+import tec.codec
 import tiny
 import torch
 import xarray as xr
@@ -66,7 +68,16 @@ def write(store: Any, checkpoint: Path, *, model: str = "elic", **options: Any) 
 # where the machine has no weights
 
 
-def test_a_store_carries_its_weights(tmp_path: Path, checkpoint: Path, forget: Any) -> None:
+def test_a_store_carries_its_weights(
+    tmp_path: Path, checkpoint: Path, forget: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, inner = [], embedded._read
+
+    async def spy(group: Any, name: str, most: int) -> bytes:
+        read.append(name)
+        return await inner(group, name, most)
+
+    monkeypatch.setattr(embedded, "_read", spy)
     wanted = write(tmp_path / "a.zarr", checkpoint)
     digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     checkpoint.unlink()
@@ -75,6 +86,8 @@ def test_a_store_carries_its_weights(tmp_path: Path, checkpoint: Path, forget: A
     assert sorted(opened.variables) == ["band", "cloud", "s2", "spatial_ref", "time", "x", "y"]
     np.testing.assert_array_equal(opened.s2.values, wanted)
     assert list(weights._offered) == [digest]
+    assert opened.s2.data.npartitions == 8
+    assert read == [digest], "eight chunks asked for it at once"
     # once a process, whatever is read
     (key,) = weights._loaded
     network = weights._loaded[key]
@@ -82,6 +95,7 @@ def test_a_store_carries_its_weights(tmp_path: Path, checkpoint: Path, forget: A
         xr.open_zarr(tmp_path / "a.zarr").s2[1:, :, 3:9].values, wanted[1:, :, 3:9]
     )
     assert weights._loaded == {key: network}
+    assert read == [digest]
 
 
 def test_without_them_the_error_says_what_to_do(
@@ -274,6 +288,15 @@ def test_the_engine_is_light_and_offers_chunks_of_chunks(tmp_path: Path) -> None
         """
     )
     assert printed.splitlines() == ["False", "[] ((2,), (3,), (32, 32), (32, 32))"]
+
+
+def test_the_engine_has_an_entry_point() -> None:
+    project = tomllib.loads((Path(xtec.__file__).parents[1] / "pyproject.toml").read_text())
+    named = project["project"]["entry-points"]["xarray.backends"]
+    module, _, name = named["xtec"].partition(":")
+    assert getattr(importlib.import_module(module), name) is XtecBackend
+    assert xr.backends.BackendEntrypoint in XtecBackend.__mro__
+    assert not XtecBackend().guess_can_open("a.zarr"), "unless it is asked for by name"
 
 
 def test_the_engine_reads_as_zarr_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
