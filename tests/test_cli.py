@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import xarray as xr
 import zarr
 from data import real_cubes, requires_real
 from scenes import scene
+from tec import weights
 from tec.config import CodecConfig
 from zarr.storage import ZipStore
 
@@ -24,6 +27,7 @@ import xtec
 from xtec import cli
 from xtec.quality import psnr
 from xtec.reading import open_input, save
+from xtec.writing import human
 from xtec.zarr3 import XtecCodec
 
 BANDS = ["B02", "B03", "B04"]
@@ -91,6 +95,28 @@ def check_bands(back: xr.Dataset, ds: xr.Dataset) -> None:
 
 
 # compress
+
+
+def test_weights_inside_the_store(
+    run: Any, tmp_path: Path, tiny_elic: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    band_variables().to_zarr(tmp_path / "in.zarr")
+    file = shutil.copy(tiny_elic, tmp_path / "elic.safetensors")
+    done = run(
+        *("compress", tmp_path / "in.zarr", tmp_path / "a.zarr", "--model", "elic"),
+        *("--weights", file, "--embed-weights", "--chunks", "y=10,x=12", "--shards", "y=20,x=24"),
+    )
+    assert (done.code, done.err) == (0, "")
+    Path(file).unlink()
+    monkeypatch.setattr(weights, "_loaded", OrderedDict())
+    said = run("info", tmp_path / "a.zarr").out
+    assert f"weights inside the store: elic, {human(tiny_elic.stat().st_size)}\n" in said
+    found = json.loads(run("info", tmp_path / "a.zarr", "--json").out)["embedded_weights"]
+    assert list(found["checkpoints"].values()) == [["elic"]]
+    done = run("decompress", tmp_path / "a.zarr", tmp_path / "back.zarr")
+    assert (done.code, done.err) == (0, "")
+    back = xr.open_zarr(tmp_path / "back.zarr")
+    np.testing.assert_array_equal(back.B02 == 0, band_variables().B02 == 0)
 
 
 def test_compress_and_decompress(run: Any, tmp_path: Path) -> None:

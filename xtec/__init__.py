@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from .accessor import DataArrayAccessor, DatasetAccessor
 from .compression import compress
+from .embedded import embed_weights
 from .versions import show_versions
 from .writing import Summary, to_zarr
 
@@ -19,6 +20,7 @@ __all__ = [
     "Summary",
     "__version__",
     "compress",
+    "embed_weights",
     "show_versions",
     "to_zarr",
 ]

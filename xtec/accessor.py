@@ -67,6 +67,7 @@ class _Accessor:
         resume: bool = False,
         progress: bool = True,
         storage_options: dict[str, Any] | None = None,
+        embed_weights: bool = False,
         **options: Any,
     ) -> Summary:
         """Compress and write with a progress bar; see :func:`xtec.to_zarr`."""
@@ -78,6 +79,7 @@ class _Accessor:
             resume=resume,
             progress=progress,
             storage_options=storage_options,
+            embed_weights=embed_weights,
             **options,
         )
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 from tec.config import CodecConfig
-from tec.errors import StreamError, TecError
+from tec.errors import StreamError, TecError, WeightsError
 
 from xtec import settings
 
@@ -28,6 +28,10 @@ DTYPES = ("uint16", "int16", "float32")
 REMEDY = (
     "If this is a subset, a mask or a result that should be stored without the codec, call "
     "ds.drop_encoding() before writing; to compress it again, ds.drop_encoding().tec.compress(...)"
+)
+EMBEDDED = (
+    "A store that was written with embed_weights=True has them inside; in shards and in Zarr "
+    'format 2 only xr.open_dataset(store, engine="xtec") finds them there'
 )
 
 
@@ -221,6 +225,8 @@ class ChunkCoder:
         ------
         StreamError
             Names the chunk; nothing is decoded when one of the headers does not fit the array.
+        WeightsError
+            The checkpoint cannot be had.
         """
         from tec import codec
 
@@ -230,6 +236,8 @@ class ChunkCoder:
             cubes = codec.decode_many(
                 list(data), dates=dates, weights=self._path(), device=settings.device
             )
+        except WeightsError as error:
+            raise WeightsError(f"{error}. {EMBEDDED}") from error
         except StreamError as error:
             if len(data) == 1:
                 raise StreamError(f"{where[0]}: {error}") from error

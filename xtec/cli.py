@@ -153,6 +153,12 @@ def compress(
         str | None, typer.Option(help="S2L2A or S2L1C; guessed when left out.")
     ] = None,
     zarr_format: Annotated[int, typer.Option(help="3 or 2.")] = 3,
+    embed_weights: Annotated[
+        bool,
+        typer.Option(
+            "--embed-weights", help="Put the decoder's weights into OUT, for who lacks them."
+        ),
+    ] = False,
     overwrite: _Overwrite = False,
     resume: Annotated[
         bool,
@@ -180,6 +186,7 @@ def compress(
         out,
         overwrite=overwrite,
         resume=resume,
+        embed_weights=embed_weights,
         model=model,
         compression=compression,
         psnr=psnr,
@@ -239,6 +246,8 @@ def info(
     typer.echo(f"{found['store']} (Zarr format {found['zarr_format']})")
     for variable in found["variables"]:
         _show(_info_rows(variable))
+    if found["embedded_weights"] is not None:
+        typer.echo(f"weights inside the store: {_embedded(found['embedded_weights'])}")
     if found["other_variables"]:
         typer.echo(f"not compressed by xtec: {', '.join(found['other_variables'])}")
 
@@ -343,6 +352,15 @@ def _info_rows(variable: dict[str, Any]) -> list[tuple[str, str]]:
     if variable["target"] is not None:
         rows.insert(2, ("target", target_text(variable["target"])))
     return rows
+
+
+def _embedded(found: dict[str, Any]) -> str:
+    from .writing import human
+
+    if found["bytes"] is None:
+        return "damaged"
+    models = sorted({model for models in found["checkpoints"].values() for model in models})
+    return f"{', '.join(models)}, {human(found['bytes'])}"
 
 
 def _short(value: Any) -> str:

@@ -17,6 +17,7 @@ import xarray as xr
 from tec.sensors import canonical_band
 
 from .attributes import CF_ENCODING
+from .backend import XtecBackend
 from .dims import dim_roles, is_image
 from .messages import warn
 from .rootlast import ROOT_KEYS, not_whole, says_unfinished
@@ -128,8 +129,9 @@ def _open_zarr(store: Any, chunked: bool, group: str | None = None) -> xr.Datase
             "ignore", message="Failed to open Zarr store with consolidated metadata"
         )
         try:
-            return xr.open_zarr(
+            return xr.open_dataset(
                 store,
+                engine=XtecBackend,
                 chunks={} if chunked else None,
                 decode_coords="all",
                 group=group,

@@ -13,6 +13,7 @@ from zarr.storage import ZipStore
 
 from .attributes import ATTRIBUTE
 from .chunks import ChunkCoder
+from .embedded import summary
 from .quality import bpppb
 from .ratecontrol import target_of
 from .rootlast import not_whole, says_unfinished
@@ -53,6 +54,7 @@ def describe(store: str | os.PathLike[str]) -> dict[str, Any]:
             _describe(name, arrays[name], codec) for name, codec in sorted(compressed.items())
         ],
         "other_variables": sorted(set(arrays) - set(compressed)),
+        "embedded_weights": summary(group),
     }
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import xarray as xr
 
 from .compression import codec_of, compress, is_packed
+from .embedded import embed
 from .quality import bpppb
 from .ratecontrol import target_of, target_text
 from .zarr2 import XtecCodec2
@@ -172,6 +173,7 @@ def to_zarr(
     resume: bool = False,
     progress: bool = True,
     storage_options: dict[str, Any] | None = None,
+    embed_weights: bool = False,
     **options: Any,
 ) -> Summary:
     """Compress and write. The store opens once it is whole: the root metadata is written last.
@@ -196,6 +198,9 @@ def to_zarr(
         Show a bar in a terminal or notebook.
     storage_options : dict, optional
         For URLs.
+    embed_weights : bool
+        Put the decoder's weights into the store as well (22 MB for the built-in ones), for
+        machines that lack them: see :func:`xtec.embed_weights`.
     **options
         As for :func:`xtec.compress`.
 
@@ -224,10 +229,14 @@ def to_zarr(
     packed = obj if is_packed(obj) and not options else compress(obj, **options)  # type: ignore[type-var]
     started = time.perf_counter()
     if isinstance(store, (str, os.PathLike)) and os.fspath(store).endswith(".zip"):
-        resumed = write_zip(packed, Path(store), overwrite, progress, resume=resume, keep=True)
+        resumed = write_zip(
+            packed, Path(store), overwrite, progress, embed_weights, resume=resume, keep=True
+        )
         size = _zip_size(Path(store), _variable(packed)[0])
     else:
-        target, resumed = write_store(packed, store, overwrite, progress, storage_options, resume)
+        target, resumed = write_store(
+            packed, store, overwrite, progress, storage_options, embed_weights, resume
+        )
         size = _stored_size(target, _variable(packed)[0])
     return _summary(packed, str(store), size, time.perf_counter() - started, resumed)
 
@@ -238,6 +247,7 @@ def write_store(
     overwrite: bool,
     progress: bool,
     storage_options: dict[str, Any] | None = None,
+    embed_weights: bool = False,
     resume: bool = False,
 ) -> tuple[Any, Resumed | None]:
     """Write ``obj`` as it is, root metadata last; returns the zarr Store and what was there."""
@@ -262,6 +272,8 @@ def write_store(
             guarded = RootLast(target)
             guarded.mark(zarr_format)
             write = obj.to_zarr(guarded, mode="w-", zarr_format=zarr_format, compute=False).compute
+        if embed_weights:  # first: what cannot be had should not be missed after hours
+            embed(guarded, [c for v in _variables(obj) if (c := codec_of(v.encoding)) is not None])
     with bar("compressing" if is_packed(obj) else "writing", progress):
         write()
     # What needs the chunks and changes the metadata has its place here, see ADDED in resume.py.
@@ -386,6 +398,7 @@ def write_zip(
     path: Path,
     overwrite: bool,
     progress: bool,
+    embed_weights: bool = False,
     *,
     resume: bool = False,
     keep: bool = False,
@@ -412,7 +425,9 @@ def write_zip(
             "overwrite=True to replace it, or choose another name"
         )
     try:
-        _, resumed = write_store(obj, folder, not resume, progress, resume=resume)
+        _, resumed = write_store(
+            obj, folder, not resume, progress, embed_weights=embed_weights, resume=resume
+        )
         _pack(folder, archive_path)
         os.replace(archive_path, path)
         keep = False

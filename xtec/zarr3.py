@@ -29,7 +29,7 @@ from zarr.abc.codec import (
     ArrayBytesCodecPartialEncodeMixin,
 )
 
-from xtec import settings
+from xtec import embedded, settings
 from xtec.chunks import ROLES, AlignmentError, ChunkCoder, MissingChunkError, run_pass
 
 if TYPE_CHECKING:
@@ -164,6 +164,7 @@ class XtecCodec(
                 f"missing chunks, set xtec.settings.missing_chunks = 'fill' "
                 f"(or XTEC_MISSING_CHUNKS=fill in the environment)"
             )
+        await self._bring_weights(batch[0][0], [one[:3] for one in found])
         chunks = iter(
             await self._decode(
                 [data for data, *_ in found],
@@ -178,6 +179,24 @@ class XtecCodec(
             else spec.prototype.nd_buffer.from_numpy_array(np.asarray(next(chunks)[selection]))
             for buffer, (_, _, spec), (_, selection) in zip(buffers, batch, asked, strict=True)
         ]
+
+    async def _bring_weights(
+        self, getter: ByteGetter, found: Sequence[tuple[bytes, ArraySpec, str]]
+    ) -> None:
+        """From the store, where it carries them and this machine has none.
+
+        A chunk in a shard knows no store: there ``engine="xtec"`` does this.
+        """
+        from zarr.storage import StorePath
+
+        if not isinstance(getter, StorePath):
+            return
+        headers = [
+            self.check_header(data, spec.dtype.to_native_dtype(), where)
+            for data, spec, where in found
+        ]
+        needed = embedded.needs_of(self.config, headers)
+        await embedded.bring(getter.store, getter.path, self.config, needed)
 
     def _first_dates(
         self, selection: SelectorTuple, shape: tuple[int, ...]

@@ -353,6 +353,7 @@ class _Coded:
             precision=precision,
             expect=self.header.digest.hex(),
             download=weights.downloads_allowed(),
+            offered=True,
         )
 
     def put(self, date: int, plane: np.ndarray) -> None:

@@ -1,6 +1,6 @@
-"""Where a checkpoint comes from: built in, the Hugging Face Hub, or a file.
+"""Where a checkpoint comes from: built in, the Hugging Face Hub, a file, or the data themselves.
 
-Loading never runs code: safetensors, or ``torch.load(..., weights_only=True)``.
+What is in it is the business of `tec.loading`.
 """
 
 from __future__ import annotations
@@ -10,22 +10,26 @@ import json
 import os
 import threading
 import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from zipfile import is_zipfile
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from .config import WEIGHTS
 from .errors import WeightsError
+from .loading import check, hashed, read, ready, understood
 
 if TYPE_CHECKING:
-    import torch
-
     from .models.coding import CodecModel
 
+T = TypeVar("T")
+
 FOLDER = Path(__file__).parent / "weights"
+#: Bytes of networks that a process keeps, and as many of checkpoints that came with data.
+KEPT = 2**32
 
 #: Published checkpoints by ``weights``, model and sensor: (repository, file name, λ that exist).
 PUBLISHED: dict[tuple[str, str, str], tuple[str, str, tuple[float, ...]]] = {
@@ -105,6 +109,7 @@ def load(
     precision: str = "float32",
     expect: str | None = None,
     download: bool = False,
+    offered: bool = False,
 ) -> CodecModel:
     """The network, ready for inference; loaded once a process and device, then shared.
 
@@ -119,26 +124,106 @@ def load(
     precision : "float32" or "float64"
     expect : hex digits that the checkpoint's sha256 must begin with
     download : whether the Hub may be asked for what is not in its local cache
+    offered : whether a checkpoint that `offer` was given serves, where it is as expected and this
+        machine has none; it comes before a download
 
     Raises
     ------
     WeightsError
         The checkpoint is missing, cannot be fetched, or is another one than ``expect``.
     """
-    paths = _locate(model, weights, sensor, compression, download)
-    builtin = _builtin(model, sensor)["sha256"] if weights == "builtin" else None
+    if weights in WEIGHTS and weights != "builtin":
+        _say_nearest(weights, model, sensor, compression)
+    how = resolve_device(device), precision
+
+    def own(download: bool) -> CodecModel:
+        digest, paths = find(
+            model,
+            weights=weights,
+            sensor=sensor,
+            compression=compression,
+            expect=expect,
+            download=download,
+        )
+        return _shared((model, digest, *how), lambda: read(model, paths, *how, expect=digest))
+
+    if not (offered and expect):
+        return own(download)
     with _lock:
-        key = (model, paths, resolve_device(device), precision, _stamp(paths))
-        if key not in _loaded:
-            _loaded[key] = read(model, paths, device=key[2], precision=precision, expect=builtin)
-        network = _loaded[key]
-    if expect and not network.sha256.startswith(expect):
+        for key, network in _loaded.items():
+            if key[0] == model and key[1].startswith(expect) and key[2:] == how:
+                _loaded.move_to_end(key)
+                return network
+    try:
+        return own(False)
+    except WeightsError:
+        found = next((item for item in list(_offered.items()) if item[0].startswith(expect)), None)
+        if found is None and not download:
+            raise
+    if found is None:
+        return own(True)
+    digest, files = found
+    return _shared((model, digest, *how), lambda: ready(understood(model, files), digest, *how))
+
+
+def find(
+    model: str,
+    *,
+    weights: str = "builtin",
+    sensor: str = "S2L2A",
+    compression: float = 20.0,
+    expect: str | None = None,
+    download: bool = False,
+) -> tuple[str, tuple[Path, ...]]:
+    """sha256 (hex) of a checkpoint, and its files in the order in which they are hashed.
+
+    Parameters and errors as for `load`; nothing is loaded.
+    """
+    paths = _locate(model, weights, sensor, compression, download)
+    digest = hashed(paths)
+    if weights == "builtin":
+        check(model, digest, _builtin(model, sensor)["sha256"])
+    if expect and not digest.startswith(expect):
         raise WeightsError(
-            f"weights {weights!r} of model {model!r} have sha256 {network.sha256[:16]}..., but "
+            f"weights {weights!r} of model {model!r} have sha256 {digest[:16]}..., but "
             f"{expect[:16]}... is needed: install the xtec version that wrote the data, or pass "
             "weights= the path of that checkpoint"
         )
-    return network
+    return digest, paths
+
+
+def offer(files: Sequence[bytes]) -> str:
+    """Keep a checkpoint that came with data, for `load`; returns its sha256 (hex).
+
+    ``files`` are its files in the order in which they are hashed. Of what is offered the last
+    `KEPT` bytes stay.
+    """
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file)
+    with _lock:
+        _keep(_offered, digest.hexdigest(), tuple(files), lambda kept: sum(map(len, kept)))
+    return digest.hexdigest()
+
+
+def at_hand(
+    model: str,
+    *,
+    weights: str = "builtin",
+    sensor: str = "S2L2A",
+    compression: float = 20.0,
+    expect: str | None = None,
+) -> bool:
+    """Whether `load` finds a checkpoint without a download; what was offered counts."""
+    if expect:
+        loaded = [key[1] for key in list(_loaded) if key[0] == model]
+        if any(digest.startswith(expect) for digest in (*loaded, *list(_offered))):
+            return True
+    try:
+        find(model, weights=weights, sensor=sensor, compression=compression, expect=expect)
+    except WeightsError:
+        return False
+    return True
 
 
 def exists(model: str, weights: str, sensor: str) -> bool:
@@ -157,12 +242,31 @@ def resolve_device(device: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-_lock = threading.Lock()
-_loaded: dict[tuple, CodecModel] = {}
+_lock = threading.Lock()  # of the two below, for who changes them
+#: By model, sha256, device and precision, and by sha256; what was used last is last.
+_loaded: OrderedDict[tuple[str, str, str, str], CodecModel] = OrderedDict()
+_offered: OrderedDict[str, tuple[bytes, ...]] = OrderedDict()
 
 
-def _stamp(paths: tuple[Path, ...]) -> tuple:
-    return tuple((p.stat().st_mtime_ns, p.stat().st_size) for p in paths)
+def _shared(key: tuple[str, str, str, str], make: Callable[[], CodecModel]) -> CodecModel:
+    with _lock:
+        network = _loaded.get(key)
+        if network is None:
+            network = make()
+        _keep(_loaded, key, network, _nbytes)
+        return network
+
+
+def _keep(kept: OrderedDict[Any, T], key: Any, value: T, nbytes: Callable[[T], int]) -> None:
+    """Put ``value`` last, and let go of the first ones beyond `KEPT` bytes."""
+    kept[key] = value
+    kept.move_to_end(key)
+    while len(kept) > 1 and sum(map(nbytes, kept.values())) > KEPT:
+        kept.popitem(last=False)
+
+
+def _nbytes(network: Any) -> int:
+    return sum(p.numel() * p.element_size() for p in network.parameters())
 
 
 def _builtin(model: str, sensor: str) -> dict[str, Any]:
@@ -187,13 +291,12 @@ def _locate(
         return tuple(FOLDER / name for name in _builtin(model, sensor)["files"])
     if weights in WEIGHTS:
         return (_published(weights, model, sensor, compression, download),)
-    path = Path(weights)
-    if not path.is_file():
+    if not os.path.isfile(weights):  # no pipe or device either, which might never end
         raise WeightsError(
             f"no checkpoint at {weights!r}: weights is 'builtin', 'terracodec' or the path of a "
             ".safetensors or .pt file"
         )
-    return (path.resolve(),)
+    return (Path(weights).resolve(),)
 
 
 def _published(weights: str, model: str, sensor: str, compression: float, download: bool) -> Path:
@@ -203,19 +306,11 @@ def _published(weights: str, model: str, sensor: str, compression: float, downlo
             f"no published checkpoint that xtec can run for model {model!r}, sensor {sensor!r}, "
             f"weights {weights!r}; have: {have}"
         )
-    repository, pattern, values = PUBLISHED[weights, model, sensor]
-    lmbda = min(values, key=lambda v: abs(np.log(v / compression)))
-    # The rate of flex is set by its quality: one checkpoint is all there is to choose from.
-    if model != "flex" and not np.isclose(lmbda, compression, rtol=1e-6):
-        warnings.warn(
-            f"no published {model} checkpoint for compression {compression:g}, "
-            f"taking the nearest, {lmbda:g}",
-            stacklevel=4,
-        )
+    repository, pattern, _ = PUBLISHED[weights, model, sensor]
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    file = pattern.format(f"{lmbda:g}")
+    file = pattern.format(f"{_nearest(weights, model, sensor, compression):g}")
     try:
         return Path(hf_hub_download(repository, file, local_files_only=not download))
     except LocalEntryNotFoundError as error:
@@ -233,135 +328,27 @@ def _published(weights: str, model: str, sensor: str, compression: float, downlo
         ) from error
 
 
+def _nearest(weights: str, model: str, sensor: str, compression: float) -> float:
+    """The λ of the published checkpoint that serves a λ."""
+    return min(PUBLISHED[weights, model, sensor][2], key=lambda v: abs(np.log(v / compression)))
+
+
+def _say_nearest(weights: str, model: str, sensor: str, compression: float) -> None:
+    # The rate of flex is set by its quality: one checkpoint is all there is to choose from.
+    if model == "flex" or (weights, model, sensor) not in PUBLISHED:
+        return
+    lmbda = _nearest(weights, model, sensor, compression)
+    if not np.isclose(lmbda, compression, rtol=1e-6):
+        warnings.warn(
+            f"no published {model} checkpoint for compression {compression:g}, "
+            f"taking the nearest, {lmbda:g}",
+            stacklevel=3,
+        )
+
+
 def downloads_allowed() -> bool:
     """Whether what is read may make this process fetch a published checkpoint."""
     return os.environ.get("XTEC_ALLOW_DOWNLOAD", "") not in ("", "0")
-
-
-def read(
-    model: str,
-    paths: tuple[Path, ...],
-    *,
-    device: str = "cpu",
-    precision: str = "float32",
-    expect: str | None = None,
-) -> CodecModel:
-    """A network from the files of one checkpoint, not shared with anyone; see `load`."""
-    import torch
-
-    try:
-        digest = _digest(paths)
-    except OSError as error:
-        raise WeightsError(f"cannot read the checkpoint: {error}") from error
-    if expect is not None and digest != expect:
-        raise WeightsError(
-            f"the built-in weights of {model!r} are damaged (sha256 {digest[:16]}...): "
-            "reinstall xtec"
-        )
-    if paths[0].suffix == ".safetensors":
-        network = _from_safetensors(model, [path.read_bytes() for path in paths])
-    else:
-        network = _from_pickle(model, paths[0])
-    network.sha256 = digest
-    dtype = {"float32": torch.float32, "float64": torch.float64}[precision]
-    network = network.to(device=device, dtype=dtype).eval().requires_grad_(False)
-    return network.to(memory_format=torch.channels_last)
-
-
-def _digest(paths: tuple[Path, ...]) -> str:
-    """sha256 of the files, one after another; a large one is never in memory as a whole."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while piece := file.read(2**22):
-                digest.update(piece)
-    return digest.hexdigest()
-
-
-def _from_safetensors(model: str, blobs: list[bytes]) -> Any:
-    """Compact checkpoints: tensors of one or more files; the configuration is in the last file's
-    metadata."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load as parse
-
-    if len(blobs) == 3:  # transforms, "elic", and the "tt" that leans on it
-        series = _from_safetensors(model, [blobs[0], blobs[2]])
-        series.lean_on(_from_safetensors("elic", blobs[:2]))
-        return series
-
-    tensors: dict[str, torch.Tensor] = {}
-    try:
-        for blob in blobs:
-            tensors.update(parse(blob))
-        metadata = json.loads(blobs[-1][8 : 8 + int.from_bytes(blobs[-1][:8], "little")]).get(
-            "__metadata__", {}
-        )
-        if metadata.get("model") != ("tt" if model == "flex" else model):
-            raise WeightsError(
-                f"the checkpoint is of model {metadata.get('model')!r}, not {model!r}"
-            )
-        network = _compact(model, metadata, tensors)
-        network.load_state_dict({k: v.float() for k, v in tensors.items()})
-    except WeightsError:
-        raise
-    except (SafetensorError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise WeightsError(
-            f"not a checkpoint of model {model!r} that this xtec knows: {error}"
-        ) from error
-    return network
-
-
-def _compact(model: str, metadata: dict[str, str], tensors: dict[str, torch.Tensor]) -> Any:
-    """A built-in model without its weights; takes its tables from ``tensors``."""
-    from .entropy.portable import Margin
-    from .entropy.tables import Tables
-    from .models.compact import CompactConfig, CompactElic, CompactFactorized
-    from .models.compact_tt import CompactTT, CompactTTConfig
-
-    values = json.loads(metadata["config"])
-    network: Any
-    if model in ("tt", "flex"):
-        network = CompactTT(CompactTTConfig.from_dict(values))
-        network.repacked = model == "flex"
-        if network.repacked and not network.sizes.qualities:
-            raise WeightsError(
-                "the checkpoint has no qualities: it is of model 'tt' alone, not 'flex'"
-            )
-    else:
-        kinds: dict[str, Any] = {"elic": CompactElic, "fp": CompactFactorized}
-        network = kinds[model](CompactConfig.from_dict(values))
-    own = [k for k in tensors if k.startswith("tables.")]
-    network.tables = Tables.from_arrays(
-        {k.removeprefix("tables."): tensors.pop(k).numpy() for k in own}
-    )
-    network.margins = tuple(Margin(*pair) for pair in json.loads(metadata["margins"]))
-    if len(network.margins) != len(network.config.rates):
-        raise WeightsError("the checkpoint needs a margin for each of its rates")
-    return network
-
-
-def _from_pickle(model: str, path: Path) -> Any:
-    """Published checkpoints: sizes are read off the shapes."""
-    import torch
-
-    from .models.elic import Elic
-    from .models.factorized import Factorized
-    from .models.tt import TT
-
-    try:
-        state = torch.load(path, weights_only=True, map_location="cpu", mmap=is_zipfile(path))
-        if model in ("tt", "flex"):
-            return TT.from_published(state, repacked=model == "flex")
-        kinds: dict[str, Any] = {"elic": Elic, "fp": Factorized}
-        return kinds[model].from_published(state)
-    except WeightsError:
-        raise
-    except Exception as error:  # damaged pickles fail in every way there is, refused ones too
-        raise WeightsError(
-            f"{path.name} is not a checkpoint of model {model!r} that can be loaded safely: it "
-            "must be a .safetensors file of this project, or a pickle of nothing but tensors "
-            f"({type(error).__name__})"
-        ) from error
 
 
 def checkpoints() -> list[dict[str, Any]]:
