@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -13,6 +14,7 @@ from . import samples, stream, weights
 from .coarse import Grid, find_grids
 from .config import TOKENS, CodecConfig
 from .errors import StreamError, TecError, WeightsError
+from .forks import runs_networks
 from .sensors import SENSORS
 from .weights import resolve_device
 
@@ -55,6 +57,7 @@ def encode(chunk: np.ndarray, config: CodecConfig, *, device: str = "auto") -> b
     return encode_many([chunk], config, device=device)[0]
 
 
+@runs_networks
 def encode_many(
     chunks: Sequence[np.ndarray], config: CodecConfig, *, device: str = "auto"
 ) -> list[bytes]:
@@ -88,6 +91,7 @@ def decode(
     dates: int | None = None,
     weights: str | None = None,
     device: str = "auto",
+    max_samples: int = stream.MAX_DECODED,
 ) -> np.ndarray:
     """Decompress one chunk.
 
@@ -97,6 +101,9 @@ def decode(
     dates : decode only the first so many dates of the chunk
     weights : path of the checkpoint, for streams that were written with one from a file
     device : "auto", "cpu", "cuda", ...
+    max_samples : most samples (time x band x y x x) that the stream may declare; one that declares
+        more is refused before anything of that size is allocated. 2**30 unless told: pass what
+        you expect where streams come from strangers, or are larger.
 
     Returns
     -------
@@ -110,23 +117,29 @@ def decode(
     WeightsError
         The checkpoint that the stream needs cannot be had.
     """
-    return decode_many([data], dates=dates, weights=weights, device=device)[0]
+    return decode_many(
+        [data], dates=dates, weights=weights, device=device, max_samples=max_samples
+    )[0]
 
 
+@runs_networks
 def decode_many(
     streams: Sequence[bytes | memoryview],
     *,
     dates: int | Sequence[int | None] | None = None,
     weights: str | None = None,
     device: str = "auto",
+    max_samples: int = stream.MAX_DECODED,
 ) -> list[np.ndarray]:
     """Decompress several chunks, their dates batched through the network; see `decode`.
 
-    ``dates`` may be a sequence, one entry a stream.
+    ``dates`` may be a sequence, one entry a stream. ``max_samples`` holds for each stream.
     """
     device = resolve_device(device)
     each = [dates] * len(streams) if dates is None or isinstance(dates, int) else dates
-    chunks = [_Coded(data, n, weights, device) for data, n in zip(streams, each, strict=True)]
+    chunks = [
+        _Coded(data, n, weights, device, max_samples) for data, n in zip(streams, each, strict=True)
+    ]
     units = [unit for i, c in enumerate(chunks) for unit in _units(i, c.coded_dates, c)]
     for batch in _batches(units, device):
         members = [(chunks[unit.chunk], unit.dates) for unit in batch]
@@ -136,6 +149,7 @@ def decode_many(
     return [c.out for c in chunks]
 
 
+@runs_networks
 def latents(
     data: bytes | memoryview, *, weights: str | None = None, device: str = "auto"
 ) -> list[np.ndarray]:
@@ -265,10 +279,21 @@ class _Coded:
     """A stream on its way out."""
 
     def __init__(
-        self, data: bytes | memoryview, dates: int | None, path: str | None, device: str
+        self,
+        data: bytes | memoryview,
+        dates: int | None,
+        path: str | None,
+        device: str,
+        max_samples: int = stream.MAX_DECODED,
     ) -> None:
         self.header, specials, self.dates = stream.unpack(data)
         header = self.header
+        if (declared := math.prod(header.shape)) > max_samples:
+            raise StreamError(
+                f"the stream ({header.nbytes} bytes) declares a chunk (time, band, y, x) of "
+                f"{header.shape}, {declared} samples, and {max_samples} are allowed: is it "
+                "hostile? Where such a chunk is expected, pass max_samples= its size"
+            )
         self.device = device
         self.path = path
         self.model = header.model

@@ -31,6 +31,9 @@ DIGEST = 8  # bytes of the sha256 of the weights that go into a stream
 #: No chunk may declare more samples than this: 2**36 is 64 times a (100, 13, 8192, 8192) cube of
 # one byte.
 MAX_SAMPLES = 2**36
+#: Nor is one decoded that declares more than this, unless the caller allows for it: 60 bytes may
+#: declare a chunk of nodata of any size.
+MAX_DECODED = 2**30
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import numpy as np
 
 from .config import WEIGHTS
 from .errors import WeightsError
+from .forks import in_child
 
 if TYPE_CHECKING:
     import torch
@@ -161,6 +162,14 @@ _lock = threading.Lock()
 _loaded: dict[tuple, CodecModel] = {}
 
 
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.Lock()
+
+
+in_child(_renew_lock)
+
+
 def _stamp(paths: tuple[Path, ...]) -> tuple:
     return tuple((p.stat().st_mtime_ns, p.stat().st_size) for p in paths)
 
@@ -188,10 +197,14 @@ def _locate(
     if weights in WEIGHTS:
         return (_published(weights, model, sensor, compression, download),)
     path = Path(weights)
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        there = False
+    if not there:
         raise WeightsError(
-            f"no checkpoint at {weights!r}: weights is 'builtin', 'terracodec' or the path of a "
-            ".safetensors or .pt file"
+            f"no checkpoint at {weights[:200]!r}: weights is 'builtin', 'terracodec' or the path "
+            "of a .safetensors or .pt file"
         )
     return (path.resolve(),)
 
