@@ -138,11 +138,11 @@ def _check_consistency(data: bytes, pixels: np.ndarray) -> None:
         if not np.isfinite(found).all() or (marker is not None and (found == marker).any()):
             raise Finding("a valid pixel is nodata, NaN or infinite")
         if header.ranges and found.size:
-            low, high = (np.array(v, pixels.dtype) for v in header.ranges[band])
+            low, high = (float(np.array(v, pixels.dtype)) for v in header.ranges[band])
             beside = 0 if marker is None else 1  # nodata at an end makes its pixels step aside
             if pixels.dtype.kind == "f":
                 beside = 0 if marker is None else abs(float(marker)) * 1e-6 + 1e-37
-            if float(found.min()) < float(low) - beside or float(found.max()) > high + beside:
+            if float(found.min()) < low - beside or float(found.max()) > high + beside:
                 raise Finding("a valid pixel is outside the range of its band")
 
 
