@@ -57,6 +57,16 @@ def judge(specimen: Specimen, data: bytes) -> str:
     return f"another image: {', '.join(name for name in changed if name in _IMAGE)}"
 
 
+def check_packing(data: bytes) -> None:
+    """Finding unless what a stream unpacks to packs to one that unpacks to the same; StreamError
+    where it does not unpack."""
+    header, *rest = stream.unpack(data)
+    again, *same = stream.unpack(stream.pack(header, *rest))
+    header, again = replace(header, nbytes=0), replace(again, nbytes=0)  # a varint may be too long
+    if repr((header, rest)) != repr((again, same)):
+        raise Finding(f"{header} with {rest} is packed as {again} with {same}")
+
+
 def _decoded(specimen: Specimen, data: bytes) -> tuple[np.ndarray | None, str, int]:
     """Pixels or the error in a few words, and by how much memory grew meanwhile."""
     pixels, verdict, before = None, "", _reset_peak()
