@@ -1,4 +1,5 @@
-# Two commands: `make demo` (CUBE=path for a cube of your own) and `make test`.
+# `make demo` (CUBE=path for a cube of your own), `make test`, and `make fuzz` (CASES=number, SEED=number), which
+# takes a quarter of an hour.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -10,6 +11,14 @@ test: .venv/tested
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -q
+
+# Hostile input: seeded cases, then runs guided by coverage where atheris can be installed.
+CASES ?= 100000
+SEED ?= 1
+fuzz: .venv/tested
+	$(BIN)/pip install -q -c constraints.txt -e ".[fuzz]" || echo "atheris cannot be installed here"
+	$(BIN)/python -m fuzz --cases $(CASES) --seed $(SEED)
+	$(BIN)/python -m fuzz.coverage
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -27,4 +36,4 @@ test: .venv/tested
 clean:
 	rm -rf .venv
 
-.PHONY: demo test clean
+.PHONY: demo test fuzz clean

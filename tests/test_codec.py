@@ -322,6 +322,9 @@ def test_bad_chunks(chunk, change, says):
 def test_missing_and_wrong_weights(tiny_elic, tiny_fp, tmp_path):
     with pytest.raises(tec.WeightsError, match="no checkpoint at"):
         codec.encode(scene(1), tec.CodecConfig(weights=str(tmp_path / "none.pt"), bands=ALL))
+    for name in ("x" * 1000, "\0"):  # which no file can have
+        with pytest.raises(tec.WeightsError, match="no checkpoint at"):
+            codec.encode(scene(1), tec.CodecConfig(weights=name, bands=ALL))
     data = codec.encode(scene(1), tec.CodecConfig(weights=str(tiny_elic), bands=ALL))
     with pytest.raises(tec.WeightsError, match="pass weights="):
         codec.decode(data)

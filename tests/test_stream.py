@@ -38,7 +38,8 @@ def headers(draw):
     )
     t, y, x = (draw(st.integers(1, 600)) for _ in range(3))
     extent = draw(
-        st.just((t, y, x)) | st.tuples(st.integers(0, t), st.integers(0, y), st.integers(0, x))
+        st.sampled_from([(t, y, x), (0, 0, 0)])
+        | st.tuples(st.integers(1, t), st.integers(1, y), st.integers(1, x))
     )
     model = draw(st.sampled_from(sorted(stream.MODELS)))
     weights = ["builtin", "terracodec"]
@@ -302,6 +303,14 @@ def test_foreign_bytes_and_trailing_bytes():
         stream.unpack(seal(stream.pack(HEADER, b"", DATES)[:-4] + b"more"))
     with pytest.raises(StreamError):
         stream.unpack(b"")
+
+
+@pytest.mark.parametrize("extent", [(2, 0, 50), (2, 40, 0), (2, 0, 0), (0, 40, 50), (0, 0, 1)])
+def test_an_extent_is_of_no_pixels_or_of_some_on_each_axis(extent):
+    """Dates without a pixel have no latents to decode."""
+    data = stream.pack(replace(HEADER, extent=extent), b"", DATES[: extent[0]])
+    with pytest.raises(StreamError, match="impossible shape"):
+        stream.unpack(data)
 
 
 def test_a_header_cannot_ask_for_unbounded_memory():

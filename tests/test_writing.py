@@ -337,7 +337,7 @@ def test_on_a_cluster(tmp_path: Path) -> None:
     ds = cube(time=3).chunk(time=1)
     options = {"model": "fp", "chunks": {"time": 1}}
     with (
-        distributed.LocalCluster(1, threads_per_worker=2, dashboard_address=None) as cluster,
+        distributed.LocalCluster(1, threads_per_worker=2, dashboard_address=":0") as cluster,
         distributed.Client(cluster),
     ):
         summary = ds.tec.to_zarr(tmp_path / "a.zarr", **options)

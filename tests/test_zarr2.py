@@ -134,6 +134,12 @@ def test_what_does_not_fit_is_refused_at_the_first_chunk() -> None:
             create(shape, **changes)[:] = 5
 
 
+@pytest.mark.parametrize("dtype", [3, True, "NaN", "x" * 1000, ["y"], {"a": 1}, "(2", None, "O"])
+def test_a_dtype_that_is_none(dtype: Any) -> None:
+    with pytest.raises(TecError, match=r"dtype is .*as numpy writes it|dtype \w+ cannot be coded"):
+        XtecCodec2.from_config({**codec().get_config(), "dtype": dtype})
+
+
 def test_damaged_and_foreign_chunks() -> None:
     array = create(CHUNK)
     array[:] = scene(*CHUNK)

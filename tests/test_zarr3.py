@@ -11,7 +11,7 @@ import tec.codec
 import xarray as xr
 import zarr
 from arrays import CHUNK, DIMS, ERROR, chunk_files, codec, config, create, put, same
-from checkers import check_config, check_pickle_after_use, check_roundtrip, cubes
+from checkers import check_config, check_pickle_after_use, check_roundtrip, cubes, encode
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -73,6 +73,14 @@ def test_fewer_axes_and_other_orders(dims: tuple[str, ...]) -> None:
         ((DIMS, (2, 3, 16, 0)), "one positive number for each"),
         ((DIMS, (2, 1, 16, 16)), "all bands must be in one chunk"),
         ((("time", "y", "x"), (2, 16, 16)), "all bands must be in one chunk"),
+        ((DIMS, (2, 3, 16, 16.5)), "chunk_shape is .*must be a list such as"),
+        ((DIMS, 16), "chunk_shape is 16: it must be a list"),
+        ((DIMS, None), "chunk_shape is None: it must be a list"),
+        ((DIMS, "2,3,16,16"), "chunk_shape is '2,3,16,16': it must be a list"),
+        ((DIMS, (2, 3, [16], 16)), "chunk_shape is .*must be a list"),
+        ((("time", "band", ["y"], "x"), CHUNK), "dims is .*must be a list"),
+        ((3, CHUNK), "dims is 3: it must be a list"),
+        (((), ()), "dims is \\(\\): it must be a list"),
     ],
 )
 def test_impossible_configuration(arguments: tuple, message: str) -> None:
@@ -88,6 +96,9 @@ def test_configuration_of_another_version() -> None:
             XtecCodec.from_dict(bad)
     with pytest.raises(TecError, match="lacks dims, chunk_shape"):
         XtecCodec.from_dict({"name": "xtec"})
+    for strange in (3, "fp", [1], True):
+        with pytest.raises(TecError, match=r"the configuration is .*must be a dict"):
+            XtecCodec.from_dict({"name": "xtec", "configuration": strange})
 
 
 # creating arrays: what does not fit is refused at once, and the remedy is named
@@ -256,6 +267,70 @@ def test_damaged_and_foreign_chunks_name_themselves() -> None:
             array[:]
         assert key in str(error.value)
         same(array[:, :, :16], scene(2, 3, 32, 16)[:, :, :16])
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "message"),
+    [
+        ({"nodata": 7}, {}, "nodata 7, the array says 0"),
+        ({"nodata": None}, {}, "nodata none, the array says 0"),
+        ({}, {"nodata": None}, "nodata 0, the array says none"),
+        ({"offset": 1000}, {}, "offset 1000.0, the array says 0.0"),
+        ({"scale": 0.5}, {}, "scale 0.5, the array says 1.0"),
+        ({"compression": 21}, {}, "compression 21.0, the array says 20.0"),
+        ({"sensor": "S2L1C", "model": "tt"}, {"model": "tt"}, "sensor S2L1C, the array says S2L2A"),
+        ({"model": "elic"}, {}, "model elic, the array says fp"),
+        ({}, {"model": "tt"}, "model fp, the array says tt"),
+        ({"model": "elic"}, {"model": "tt"}, "model elic, the array says tt"),  # of two dates
+        (
+            {},
+            {"weights_sha256": "ab" * 32},
+            "weights of sha256 .*, the array says ababababab",
+        ),
+        (
+            {"model": "flex", "quality": [16, 3]},
+            {"model": "flex", "quality": [16, 4]},
+            r"quality \(16, 3\), the array says \(16, 4\)",
+        ),
+        (
+            {"model": "flex", "forecast": "sample"},
+            {"model": "flex"},
+            "forecast sample, the array says mean",
+        ),
+    ],
+)
+def test_a_chunk_that_says_something_else_than_its_array_is_refused(
+    here: dict, there: dict, message: str
+) -> None:
+    """It would decode: to values that the array's metadata gives another meaning."""
+    data = encode(codec(**here), scene(*CHUNK))
+    with pytest.raises(StreamError, match="the stream holds " + message):
+        codec(**there).check_header(data, np.dtype("u2"), "a chunk")
+    codec(**here).check_header(data, np.dtype("u2"), "a chunk")
+
+
+def test_what_means_the_same_is_taken() -> None:
+    chunk = scene(1, 3, 16, 16)
+    for made, reads in (
+        ({"compression": 0.7}, {"compression": float(np.float32(0.7))}),
+        ({"nodata": 0}, {"nodata": 0.0}),
+        ({"nodata": 0}, {"nodata": -0.0}),
+        ({"nodata": np.nan, "scale": 1 / 3}, {"nodata": float("nan"), "scale": 1 / 3}),
+        ({"model": "tt"}, {"model": "tt"}),  # one date: the stream is of model "elic"
+    ):
+        dtype = np.dtype("f4" if made.get("nodata") != 0 else "u2")
+        coder = XtecCodec(config(**made), DIMS, chunk.shape)
+        data = encode(coder, chunk.astype(dtype))
+        header = XtecCodec(config(**reads), DIMS, chunk.shape).check_header(data, dtype, "a chunk")
+        assert header.model == ("elic" if made.get("model") == "tt" else "fp")
+
+
+def test_damage_to_the_header_is_called_damage() -> None:
+    data = bytearray(encode(codec(offset=1000), scene(*CHUNK)))
+    at = bytes(data).index(np.float64(1000).tobytes().lstrip(b"\0"))
+    data[at] ^= 8
+    with pytest.raises(StreamError, match="damaged or truncated"):
+        codec(offset=1000).check_header(bytes(data), np.dtype("u2"), "a chunk")
 
 
 def test_a_damaged_chunk_is_named_within_a_batch() -> None:

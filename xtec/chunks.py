@@ -5,11 +5,13 @@ Importing this module loads no network library; the first chunk that is coded do
 
 from __future__ import annotations
 
+import math
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
@@ -29,6 +31,8 @@ REMEDY = (
     "If this is a subset, a mask or a result that should be stored without the codec, call "
     "ds.drop_encoding() before writing; to compress it again, ds.drop_encoding().tec.compress(...)"
 )
+#: Errors in DN that any chunk may have whose stream needs no network: no integer differs.
+SOUND = 0.01
 EMBEDDED = (
     "A store that was written with embed_weights=True has them inside; in shards and in Zarr "
     'format 2 only xr.open_dataset(store, engine="xtec") finds them there'
@@ -68,8 +72,16 @@ class ChunkCoder:
     chunk_shape: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "dims", tuple(self.dims))
-        object.__setattr__(self, "chunk_shape", tuple(int(n) for n in self.chunk_shape))
+        for name, kind in (("dims", str), ("chunk_shape", Integral)):
+            given = getattr(self, name)
+            is_list = isinstance(given, Iterable) and not isinstance(given, str)
+            values = tuple(given) if is_list else ()
+            if not values or not all(isinstance(v, kind) for v in values):
+                raise TecError(
+                    f"xtec codec: {name} is {given!r}: it must be a list such as "
+                    "['time', 'band', 'y', 'x'] for dims and [4, 12, 256, 256] for chunk_shape"
+                )
+            object.__setattr__(self, name, tuple(int(v) if kind is Integral else v for v in values))
         unknown = [d for d in self.dims if d not in ROLES]
         if unknown or len(set(self.dims)) < len(self.dims) or not {"y", "x"} <= set(self.dims):
             raise TecError(
@@ -158,25 +170,57 @@ class ChunkCoder:
         Raises
         ------
         StreamError
-            Where `data` is no stream, or one of another shape, dtype or bands.
+            Where `data` is no stream, or one of another shape, dtype or bands, or with other
+            settings than the codec's: a chunk says by itself what its pixels mean, and must not
+            say anything else than the array.
         """
         from tec import stream
 
         try:
             header = stream.peek(data)
+            for what, found, wanted in self._statements(header, dtype):
+                if found != wanted:
+                    stream.unpack(data)  # where it is damaged, that is the news
+                    raise StreamError(
+                        f"the stream holds {what} {found}, the array says {wanted}: this chunk "
+                        "belongs to another array, or the array's metadata was changed"
+                    )
         except TecError as error:
             raise StreamError(f"{where}: {error}") from error
-        for what, found, wanted in (
-            ("shape (time, band, y, x)", tuple(header.shape), self.cube_shape),
-            ("dtype", np.dtype(header.dtype).name, dtype.name),
-            ("bands", tuple(header.config.bands), tuple(self.config.bands)),
-        ):
-            if found != wanted:
-                raise StreamError(
-                    f"{where}: the stream holds {what} {found}, the array says {wanted}: this "
-                    f"chunk belongs to another array, or the array's metadata was changed"
-                )
         return header
+
+    def _statements(self, header: Header, dtype: np.dtype) -> Iterator[tuple[str, Any, Any]]:
+        """(what, as the stream says it, as the array says it) of all that both say."""
+        mine, its = self.config, header.config
+        yield "shape (time, band, y, x)", tuple(header.shape), self.cube_shape
+        yield "dtype", np.dtype(header.dtype).name, dtype.name
+        yield "bands", tuple(its.bands), tuple(mine.bands)
+        yield "sensor", its.sensor, mine.sensor
+        yield "nodata", _stored(its.nodata, dtype), _stored(mine.nodata, dtype)
+        yield "offset", its.offset, mine.offset
+        yield "scale", its.scale, mine.scale
+        from tec.codec import routed
+
+        dates, kept = header.extent[0], its.max_error or ()
+        if mine.max_error is not None and (
+            not kept or any(m > n * (1 + 1e-6) for m, n in zip(kept, mine.max_error))
+        ):
+            yield "errors of up to", kept, mine.max_error
+        if header.model == "none":
+            # Where that was smaller; or (next to) without loss, where a network's stream failed.
+            if mine.model != "none" and mine.lossy != "auto" and max(kept) > SOUND:
+                yield "model", header.model, mine.model
+            return
+        if kept and mine.max_error is None:
+            yield "errors of up to", kept, None
+        yield "compression", its.compression, float(np.float32(mine.compression))
+        if header.model != routed(mine, dates):
+            yield "model", header.model, mine.model
+        if header.model == mine.model and mine.weights_sha256 is not None:
+            digest = header.digest.hex()
+            yield "weights of sha256", digest, mine.weights_sha256[: len(digest)]
+        yield "quality", tuple(header.how), mine.tokens(dates)
+        yield "forecast", its.forecast, mine.forecast
 
     # coding
 
@@ -234,7 +278,11 @@ class ChunkCoder:
             self.check_header(one, dtype, name)
         try:
             cubes = codec.decode_many(
-                list(data), dates=dates, weights=self._path(), device=settings.device
+                list(data),
+                dates=dates,
+                weights=self._path(),
+                device=settings.device,
+                max_samples=math.prod(self.chunk_shape),
             )
         except WeightsError as error:
             raise WeightsError(f"{error}. {EMBEDDED}") from error
@@ -259,10 +307,23 @@ class ChunkCoder:
         return ", ".join(f"{d}={n}" for d, n in zip(self.dims, shape, strict=True))
 
 
+def _stored(nodata: float | None, dtype: np.dtype) -> str:
+    """nodata as a pixel of this dtype holds it, in words: equal where they mark the same pixels."""
+    from tec.specials import nodata_value
+
+    value = nodata_value(nodata, dtype)
+    return "none" if value is None else str(value.item() or 0)  # -0.0 marks what 0.0 does
+
+
 def split_configuration(
     configuration: Mapping[str, Any], names: Sequence[str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The named entries, and the others."""
+    if not isinstance(configuration, Mapping):
+        raise TecError(
+            f"xtec codec: the configuration is {configuration!r}: it must be a dict such as "
+            "{'model': 'elic', 'dims': [...], 'chunk_shape': [...]}"
+        )
     missing = [n for n in names if n not in configuration]
     if missing:
         raise TecError(f"xtec codec: the configuration lacks {', '.join(missing)}: {configuration}")

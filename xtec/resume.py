@@ -402,8 +402,9 @@ def _has_settings(data: bytes, codec: ChunkCoder, dtype: np.dtype) -> bool:
 
     header = codec.check_header(data, dtype, "a chunk")
     stream.unpack(data)
-    config = codec.config
-    sha256 = config.weights_sha256
+    config, sha256 = codec.config, codec.config.weights_sha256
+    if header.model == "none":
+        return True
     if header.model != config.model or sha256 is None:  # chunks of one date, see FORMAT.md
         sha256 = weights.sha256(
             header.model,
@@ -412,22 +413,8 @@ def _has_settings(data: bytes, codec: ChunkCoder, dtype: np.dtype) -> bool:
             compression=config.compression,
         )
     return (
-        _settings(header.config, dtype) == _settings(config, dtype)
-        and header.model in (config.model, "elic" if config.model == "tt" else config.model)
+        stream.weights_id(config.weights) == header.config.weights
         and header.digest.hex() == sha256[: 2 * stream.DIGEST]
-        and (header.model != "flex" or header.how == config.tokens(header.extent[0]))
-    )
-
-
-def _settings(config: Any, dtype: np.dtype) -> tuple:
-    """What a stream keeps of the settings, as it keeps it."""
-    from tec.stream import weights_id
-
-    nodata = None if config.nodata is None else np.array(config.nodata, dtype).tobytes()
-    return (
-        *(config.sensor, weights_id(config.weights), np.float32(config.compression)),
-        *(nodata, config.offset, config.scale),
-        config.forecast if config.model == "flex" else None,
     )
 
 

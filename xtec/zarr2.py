@@ -52,8 +52,14 @@ class XtecCodec2(ChunkCoder, Codec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "dtype", np.dtype(self.dtype).str)
-        self.check_dtype(np.dtype(self.dtype))
+        try:
+            dtype = np.dtype(self.dtype)
+        except (TypeError, ValueError, SyntaxError) as error:
+            raise TecError(
+                f"xtec codec: dtype is {self.dtype!r}: it must be as numpy writes it, such as '<u2'"
+            ) from error
+        object.__setattr__(self, "dtype", dtype.str)
+        self.check_dtype(dtype)
 
     # metadata
 

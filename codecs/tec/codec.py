@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -13,6 +14,7 @@ from . import bounded, samples, stream, weights
 from .coarse import Grid, find_grids
 from .config import TOKENS, CodecConfig
 from .errors import StreamError, TecError, WeightsError
+from .forks import runs_networks
 from .sensors import SENSORS
 from .weights import resolve_device
 
@@ -55,6 +57,7 @@ def encode(chunk: np.ndarray, config: CodecConfig, *, device: str = "auto") -> b
     return encode_many([chunk], config, device=device)[0]
 
 
+@runs_networks
 def encode_many(
     chunks: Sequence[np.ndarray], config: CodecConfig, *, device: str = "auto"
 ) -> list[bytes]:
@@ -92,6 +95,7 @@ def decode(
     dates: int | None = None,
     weights: str | None = None,
     device: str = "auto",
+    max_samples: int = stream.MAX_DECODED,
 ) -> np.ndarray:
     """Decompress one chunk.
 
@@ -101,6 +105,9 @@ def decode(
     dates : decode only the first so many dates of the chunk
     weights : path of the checkpoint, for streams that were written with one from a file
     device : "auto", "cpu", "cuda", ...
+    max_samples : most samples (time x band x y x x) that the stream may declare; one that declares
+        more is refused before anything of that size is allocated. 2**30 unless told: pass what
+        you expect where streams come from strangers, or are larger.
 
     Returns
     -------
@@ -114,22 +121,28 @@ def decode(
     WeightsError
         The checkpoint that the stream needs cannot be had.
     """
-    return decode_many([data], dates=dates, weights=weights, device=device)[0]
+    return decode_many(
+        [data], dates=dates, weights=weights, device=device, max_samples=max_samples
+    )[0]
 
 
+@runs_networks
 def decode_many(
     streams: Sequence[bytes | memoryview],
     *,
     dates: int | Sequence[int | None] | None = None,
     weights: str | None = None,
     device: str = "auto",
+    max_samples: int = stream.MAX_DECODED,
 ) -> list[np.ndarray]:
     """Decompress several chunks, their dates batched through the network; see `decode`.
 
-    ``dates`` may be a sequence, one entry a stream.
+    ``dates`` may be a sequence, one entry a stream. ``max_samples`` holds for each stream.
     """
     each = [dates] * len(streams) if dates is None or isinstance(dates, int) else dates
-    chunks = [_Coded(data, n, weights, device) for data, n in zip(streams, each, strict=True)]
+    chunks = [
+        _Coded(data, n, weights, device, max_samples) for data, n in zip(streams, each, strict=True)
+    ]
     lossy = [c for c in chunks if c.model != "none"]
     if lossy:
         device = resolve_device(device)
@@ -144,6 +157,7 @@ def decode_many(
     return [c.out for c in chunks]
 
 
+@runs_networks
 def latents(
     data: bytes | memoryview, *, weights: str | None = None, device: str = "auto"
 ) -> list[np.ndarray]:
@@ -297,10 +311,17 @@ class _Coded:
         dates: int | None,
         path: str | None,
         device: str,
+        max_samples: int = stream.MAX_DECODED,
         precision: str | None = None,
     ) -> None:
         header, specials, self.dates, self.residual = stream.unpack(data)
         self.header = header
+        if (declared := math.prod(header.shape)) > max_samples:
+            raise StreamError(
+                f"the stream ({header.nbytes} bytes) declares a chunk (time, band, y, x) of "
+                f"{header.shape}, {declared} samples, and {max_samples} are allowed: is it "
+                "hostile? Where such a chunk is expected, pass max_samples= its size"
+            )
         self.device = device
         self.path = path
         self.model = header.model
@@ -406,7 +427,7 @@ def _bounded(job: _Job, device: str) -> bytes:
         header, dates = job.header(), [job.dates[d] for d in range(job.extent[0])]
         lossy = stream.pack(header, job.specials, dates)
         path = job.config.weights if stream.weights_id(job.config.weights) == "file" else None
-        coded = _Coded(lossy, None, path, device, "float64")
+        coded = _Coded(lossy, None, path, device, job.chunk.size, "float64")
         planes = (
             plane[0]
             for unit in _units(0, coded.coded_dates, coded)

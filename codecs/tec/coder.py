@@ -15,6 +15,7 @@ from .errors import StreamError, TecError
 from .models.coding import drive
 from .models.temporal import DATES, GROUP
 from .models.tokens import TOKENS
+from .precision import full_precision
 from .stream import Date
 
 if TYPE_CHECKING:
@@ -33,13 +34,9 @@ class Coded(NamedTuple):
 
 @contextmanager
 def exactly(network: torch.nn.Module | Any) -> Iterator[None]:
-    """Inference in the precision of the weights; cuDNN would round to TF32, beyond any margin."""
-    with torch.inference_mode():
-        if next(network.parameters()).is_cuda:
-            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-                yield
-        else:
-            yield
+    """Inference in the precision of the weights: anything shorter would be beyond any margin."""
+    with torch.inference_mode(), full_precision(next(network.parameters()).device.type):
+        yield
 
 
 def encode_images(network: CodecModel, y: torch.Tensor, compression: float) -> Coded:

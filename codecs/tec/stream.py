@@ -35,6 +35,9 @@ DIGEST = 8  # bytes of the sha256 of the weights that go into a stream
 MAX_SAMPLES = 2**36
 #: No error bound is larger, in steps.
 MAX_BOUND = 2**24
+#: Nor is one decoded that declares more than this, unless the caller allows for it: 60 bytes may
+#: declare a chunk of nodata of any size.
+MAX_DECODED = 2**30
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ class Header:
     digest : first 8 bytes of the sha256 of the weights
     dtype : "uint16", "int16" or "float32"
     shape : (time, band, y, x) of the chunk
-    extent : (time, y, x) that was coded; the rest is nodata
+    extent : (time, y, x) that was coded, or (0, 0, 0); the rest is nodata
     margin : rounding margin, 2 bytes (`tec.entropy.portable.Margin`)
     how : for model "flex" the tokens sent of each coded date, 0 to 16; empty for the others
     told : for models "tt" and "flex" the dates before that each coded date is told of, 0 to 2;
@@ -322,6 +325,7 @@ def _read_header(reader: _Reader, nbytes: int) -> Header:
         min(shape) < 1
         or t * len(places) * y * x > MAX_SAMPLES
         or any(e > n for e, n in zip(extent, (t, y, x)))
+        or (0 in extent and any(extent))
     ):
         raise StreamError(f"impossible shape {shape} or extent {extent} in the header")
     grids: tuple[int, ...] = ()

@@ -20,6 +20,7 @@ import numpy as np
 
 from .config import WEIGHTS
 from .errors import WeightsError
+from .forks import in_child
 from .loading import check, hashed, read, ready, understood
 
 if TYPE_CHECKING:
@@ -269,6 +270,14 @@ def _nbytes(network: Any) -> int:
     return sum(p.numel() * p.element_size() for p in network.parameters())
 
 
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.Lock()
+
+
+in_child(_renew_lock)
+
+
 def _builtin(model: str, sensor: str) -> dict[str, Any]:
     try:
         return manifest()[sensor][model]
@@ -291,12 +300,17 @@ def _locate(
         return tuple(FOLDER / name for name in _builtin(model, sensor)["files"])
     if weights in WEIGHTS:
         return (_published(weights, model, sensor, compression, download),)
-    if not os.path.isfile(weights):  # no pipe or device either, which might never end
+    path = Path(weights)
+    try:
+        there = path.is_file()  # no pipe or device, which might never end
+    except (OSError, ValueError):  # a name that no file can have
+        there = False
+    if not there:
         raise WeightsError(
-            f"no checkpoint at {weights!r}: weights is 'builtin', 'terracodec' or the path of a "
-            ".safetensors or .pt file"
+            f"no checkpoint at {weights[:200]!r}: weights is 'builtin', 'terracodec' or the path "
+            "of a .safetensors or .pt file"
         )
-    return (Path(weights).resolve(),)
+    return (path.resolve(),)
 
 
 def _published(weights: str, model: str, sensor: str, compression: float, download: bool) -> Path:

@@ -8,6 +8,8 @@ from typing import Any
 
 from numba import njit, types
 
+from ..forks import in_child
+
 
 def array(dtype: Any, *, writable: bool = False) -> types.Array:
     """Numba type of a C-contiguous vector; what is not written may be read-only in numpy too."""
@@ -29,6 +31,12 @@ def kernel(*signatures: Any) -> Callable[[Callable], Callable]:
     def decorate(function: Callable) -> Callable:
         lock = threading.Lock()
         compiled: Callable | None = None
+
+        def renew_lock() -> None:
+            nonlocal lock
+            lock = threading.Lock()
+
+        in_child(renew_lock)
 
         def call(*args: Any) -> Any:
             nonlocal compiled

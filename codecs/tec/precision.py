@@ -1,0 +1,99 @@
+"""Full float32 while a network runs, whatever the process around it is set to.
+
+Programs that train allow shorter products (``torch.set_float32_matmul_precision("medium")`` and
+its like): bfloat16 or TF32, with which pixels come out wrong by tens of DN, and latents that are
+coded by no margin. These settings belong to the whole process, so the passes that run at one time
+share one change of them, and the last one undoes it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from .forks import in_child
+
+_lock = threading.Lock()
+_passes = 0
+_before: list[tuple[Any, str, Any]] = []
+
+
+@contextmanager
+def full_precision(device: str) -> Iterator[None]:
+    """float32 is float32 on this type of device, "cpu" or "cuda"; and no surrounding autocast."""
+    global _passes
+    with _lock:
+        _passes += 1
+        for owner, name, fine in _settings(device):
+            value = getattr(owner, name)
+            if value not in fine:
+                _before.append((owner, name, value))
+                setattr(owner, name, fine[0])
+    try:
+        with torch.autocast(device, enabled=False):
+            yield
+    finally:
+        with _lock:
+            _passes -= 1
+            if not _passes:
+                _restore()
+
+
+def _settings(device: str) -> Iterator[tuple[Any, str, tuple]]:
+    """(owner, attribute, values that will do, the first of which is set)."""
+    backends: Any = torch.backends
+    if device == "cuda":
+        yield backends.cudnn, "enabled", (True,)
+        yield backends.cudnn, "benchmark", (False,)
+        if _set_by_name():
+            for owner in (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn):
+                yield owner, "fp32_precision", ("ieee",)
+        else:
+            for owner in (backends.cuda.matmul, backends.cudnn):
+                yield owner, "allow_tf32", (False,)
+    elif hasattr(backends, "fp32_precision"):  # from torch 2.9 on
+        for owner in (backends.mkldnn.matmul, backends.mkldnn.conv):
+            yield owner, "fp32_precision", ("ieee", "none")
+    else:
+        yield _LEGACY, "matmul", ("highest",)
+
+
+def _set_by_name() -> bool:
+    """Whether somebody has set CUDA's operations one by one: torch then refuses to sum it up."""
+    try:
+        return None in (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
+    except RuntimeError:
+        return True
+
+
+class _LegacyPrecision:
+    """torch's older setting, as an attribute."""
+
+    @property
+    def matmul(self) -> str:
+        return torch.get_float32_matmul_precision()
+
+    @matmul.setter
+    def matmul(self, value: str) -> None:
+        torch.set_float32_matmul_precision(value)
+
+
+_LEGACY = _LegacyPrecision()
+
+
+def _restore() -> None:
+    while _before:
+        setattr(*_before.pop())
+
+
+def _after_fork() -> None:
+    global _lock, _passes
+    _lock, _passes = threading.Lock(), 0
+    _restore()
+
+
+in_child(_after_fork)
