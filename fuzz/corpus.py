@@ -13,6 +13,7 @@ import numpy as np
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
+import golden
 import tiny
 from coarse_bands import repeat_bands
 from scenes import scene
@@ -55,12 +56,12 @@ def build(folder: Path, *, builtin: bool = True) -> list[Specimen]:
 
     Without ``builtin`` it has no streams of the built-in networks, which take longest.
     """
-    weights = {
+    weights: dict[str, str | None] = {
         name: str(path if path.exists() else tiny.write(path, name.rpartition(" ")[2]))
         for name in ("fp", "elic", "tt", "published tt", "published flex")
         for path in [folder / f"{name}.{'pt' if name.startswith('p') else 'safetensors'}"]
     }
-    weights["flex"] = weights["tt"]
+    weights |= {"flex": weights["tt"], "none": None}
     specimens = [
         _encoded(name, chunk, settings, weights[checkpoint], share)
         for name, chunk, checkpoint, settings, share in _inputs()
@@ -94,6 +95,9 @@ def _inputs() -> list[tuple[str, np.ndarray, str, dict, float]]:
     empty = np.zeros((3, 3, 40, 40), np.uint16)
     scaled = {"scale": 1e-4, "offset": -100.0}
     rgb = {"bands": RGB, "model": "fp"}
+    exact = {"bands": RGB, "model": "none", "max_error": 0}
+    turned = np.rint(np.add.outer(np.arange(16) * 0.5, np.arange(16) * 0.07)).astype(int)
+    turned = dn[:, :, turned, np.roll(turned, 3)] // 4 * 4
     four = {"bands": FOUR}
     flex = {"model": "flex", "quality": [16, 3, 0], "forecast": "sample", **four}
     return [
@@ -109,6 +113,18 @@ def _inputs() -> list[tuple[str, np.ndarray, str, dict, float]]:
         ("tt", series, "tt", {"model": "tt", "compression": 60.0, **four}, 1),
         ("tt, six dates", many_dates, "tt", {"model": "tt", **four}, 0.3),
         ("flex", series, "flex", flex, 1),
+        ("none", holes, "none", {**exact, "nodata": 0}, 2),
+        ("none, turned", turned.astype("i2"), "none", exact, 1),
+        (
+            "none, coarse",
+            coarse,
+            "none",
+            {**exact, "bands": bands, "max_error": [0, 1] * 2 + [9]},
+            1,
+        ),
+        ("none, float32", floats, "none", {**exact, **scaled, "max_error": 3}, 1),
+        ("fp, bound", holes, "fp", {**rgb, "nodata": 0, "max_error": 40}, 0.5),
+        ("tt, bound", series, "tt", {"model": "tt", "max_error": 90, **four}, 0.3),
         ("published tt", series, "published tt", {"model": "tt", **four}, 0.1),
         ("published flex", series, "published flex", flex, 0.1),
     ]
@@ -129,7 +145,7 @@ def _specimen(
     pixels = codec.decode(data, weights=weights, device="cpu")
     # As in a store, whose configuration knows the checkpoint.
     header = stream.peek(data)
-    if header.model == config.model:
+    if header.model == config.model != "none":
         network = codec.weights.load(header.model, weights=weights or "builtin", device="cpu")
         config = replace(config, weights_sha256=network.sha256)
     return Specimen(name, data, config, pixels, weights, share)
@@ -138,10 +154,11 @@ def _specimen(
 def _golden() -> list[Specimen]:
     """The golden streams of this version of the format."""
     found = []
-    for folder in sorted(Path(tiny.__file__).with_name("golden").glob(f"*/{stream.VERSION}")):
+    for folder in sorted(golden.FOLDER.glob(f"*/{stream.VERSION}")):
         settings = json.loads((folder / "config.json").read_text())
-        weights = str(next(folder.glob("weights.*")))
-        config = CodecConfig(**settings, weights=weights)
+        weights = golden.checkpoint(folder)
+        weights = weights and str(weights)
+        config = CodecConfig(**settings, weights=weights or "builtin")
         data = (folder / "encoded.bin").read_bytes()
         found.append(_specimen(f"golden {folder.parent.name}", data, config, weights, 0.05))
     return found

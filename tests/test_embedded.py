@@ -459,7 +459,7 @@ def hostile(store: Path, data: bytes) -> None:
     )
     change(store / "zarr.json", lambda m: m.pop("consolidated_metadata", None))
     for file in (f for f in (store / "s2" / "c").rglob("*") if f.is_file()):
-        header, specials, dates = tec.stream.unpack(file.read_bytes())
+        header, specials, dates, _ = tec.stream.unpack(file.read_bytes())
         header = tec.codec.replace(header, digest=digest[: tec.stream.DIGEST])
         file.write_bytes(tec.stream.pack(header, specials, dates))
 

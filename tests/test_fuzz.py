@@ -120,7 +120,7 @@ def test_wrong_pixels_within_the_extent_are_found(
     wrong(lambda pixels: one_off(pixels).clip(1, 1), monkeypatch)
     with pytest.raises(Finding, match=r"outside the range|wrong pixels"):
         judge(whole, forged(whole, margin=b"\1\1"))
-    header, specials, dates = stream.unpack(whole.data)
+    header, specials, dates, _ = stream.unpack(whole.data)
     swapped = stream.pack(replace(header, ranges=()), specials, dates)
     monkeypatch.undo()
     assert judge(whole, swapped) in ("the same pixels", "another image: ranges")

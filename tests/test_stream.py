@@ -75,10 +75,10 @@ def headers(draw):
         **flex,
     )
     digest = bytes(8) if model == "none" else draw(st.binary(min_size=8, max_size=8))
-    codes = [0] if model == "none" else [0, 1, 17, LAST_GRID]
+    codes = [0] if bounds else [0, 1, 17, LAST_GRID]
     grids = tuple(draw(st.sampled_from(codes)) for _ in bands)
     ranges = ()
-    if model != "none" and draw(st.booleans()):
+    if not bounds and draw(st.booleans()):
         limits = None if dtype == "float32" else np.iinfo(dtype)
         values = (
             st.floats(width=32, allow_nan=False, allow_infinity=False)

@@ -424,7 +424,8 @@ def _bounded(job: _Job, device: str) -> bytes:
     without a picture, everything."""
     found = []
     if job.model != "none":
-        header, dates = job.header(), [job.dates[d] for d in range(job.extent[0])]
+        header = replace(job.header(), grids=())  # of what a network gives
+        dates = [job.dates[d] for d in range(job.extent[0])]
         lossy = stream.pack(header, job.specials, dates)
         path = job.config.weights if stream.weights_id(job.config.weights) == "file" else None
         coded = _Coded(lossy, None, path, device, job.chunk.size, "float64")

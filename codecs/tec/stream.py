@@ -297,8 +297,10 @@ def _read_header(reader: _Reader, nbytes: int) -> Header:
         weights = _name(WEIGHTS_CODES, reader.take(1, "weights")[0], "weights")
         digest = bytes(reader.take(DIGEST, "weights digest"))
         (compression,) = struct.unpack("<f", reader.take(4, "compression"))
-    elif not flags & _RESIDUAL or flags & (_GRIDS | _RANGES):
-        raise StreamError("a stream without a network must hold a residual, and no grids or ranges")
+    elif not flags & _RESIDUAL:
+        raise StreamError("a stream without a network must hold a residual")
+    if flags & _RESIDUAL and flags & (_GRIDS | _RANGES):
+        raise StreamError("a stream with a residual needs no grids and ranges: it is made up")
     (mask,) = struct.unpack("<H", reader.take(2, "bands"))
     bands = SENSORS[sensor].bands
     places = [i for i in range(16) if mask >> i & 1]
