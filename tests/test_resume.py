@@ -403,6 +403,21 @@ def test_stores_of_other_kinds(tmp_path: Path, whole: Callable[[str], dict[str, 
         assert contents(opened) == whole("format 3")
 
 
+def test_on_a_cluster(tmp_path: Path, whole: Callable[[str], dict[str, bytes]]) -> None:
+    distributed = pytest.importorskip("distributed", reason="the extra 'distributed' is optional")
+    files = whole("format 3")
+    store = laid(tmp_path / "a.zarr", {key: files[key] for key in files if "/1/" not in key})
+    with (
+        distributed.LocalCluster(
+            1, threads_per_worker=2, processes=False, dashboard_address=None
+        ) as cluster,
+        distributed.Client(cluster),
+    ):
+        summary = cube().tec.to_zarr(store, resume=True, **OPTIONS)
+    assert summary.resumed.written > 0
+    assert contents(store) == files
+
+
 def test_icechunk(tmp_path: Path) -> None:
     icechunk = pytest.importorskip("icechunk", reason="icechunk is not installed")
     repo = icechunk.Repository.create(icechunk.in_memory_storage())
