@@ -253,17 +253,21 @@ MEMORY = """
         specimen = next(s for s in specimens if s.name == {name!r})
         chunk = np.tile(specimen.pixels, (1, 1, 40, 40))  # 640 x 640, with masks
         valid = codec.encode(chunk, specimen.config)
-        header, specials, dates = stream.unpack(valid)
+        header, specials, dates, residual = stream.unpack(valid)
         junk = np.random.default_rng(0).bytes(3000)
         hostile = [
             seal(valid[:-300] + junk[:296]),
-            stream.pack(header, junk, dates),
-            stream.pack(header, b"\\0" + specials[1:], dates),
-            stream.pack(header, specials, [replace(date, payload=junk) for date in dates]),
-            stream.pack(header, specials, [replace(date, payload=b"\\1") for date in dates]),
-            stream.pack(header, specials, [replace(date, decisions=junk) for date in dates]),
-            stream.pack(header, specials, [replace(date, checksum=1) for date in dates]),
+            stream.pack(header, junk, dates, residual),
+            stream.pack(header, b"\\0" + specials[1:], dates, residual),
         ]
+        for name, value in (
+            ("payload", junk), ("payload", b"\\1"), ("decisions", junk), ("checksum", 1)
+        ):
+            if dates:
+                changed = [replace(date, **{{name: value}}) for date in dates]
+                hostile.append(stream.pack(header, specials, changed, residual))
+        for data in (junk, residual.data[:9] + junk) if residual else ():
+            hostile.append(stream.pack(header, specials, dates, replace(residual, data=data)))
 
         def grown(data):
             before = judging._reset_peak()
@@ -278,7 +282,7 @@ MEMORY = """
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
-@pytest.mark.parametrize("name", ["fp, holes", "elic, holes"])
+@pytest.mark.parametrize("name", ["fp, holes", "elic, holes", "none"])
 def test_memory_of_hostile_streams_of_a_large_shape(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

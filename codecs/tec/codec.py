@@ -59,9 +59,13 @@ def encode(chunk: np.ndarray, config: CodecConfig, *, device: str = "auto") -> b
 
 @runs_networks
 def encode_many(
-    chunks: Sequence[np.ndarray], config: CodecConfig, *, device: str = "auto"
+    chunks: Sequence[np.ndarray], config: CodecConfig, *, device: str = "auto", wider: float = 1
 ) -> list[bytes]:
-    """Compress several chunks, their dates batched through the network; see `encode`."""
+    """Compress several chunks, their dates batched through the network; see `encode`.
+
+    ``wider``, a power of two, is how many times wider than is usual the rounding margin shall be:
+    more bytes, and machines whose arithmetic differs more can read them.
+    """
     if config.model != "none":
         device = resolve_device(device)
     config = replace(config, compression=float(np.float32(config.compression)))
@@ -79,7 +83,7 @@ def encode_many(
             download=True,
         )
 
-    jobs = [_Job(np.asarray(chunk), config, network_of) for chunk in chunks]
+    jobs = [_Job(np.asarray(chunk), config, network_of, wider) for chunk in chunks]
     lossy = [job for job in jobs if job.model != "none"]
     units = [unit for i, job in enumerate(lossy) for unit in _units(i, job.extent[0], job)]
     for batch in _batches(units, device):
@@ -134,14 +138,18 @@ def decode_many(
     weights: str | None = None,
     device: str = "auto",
     max_samples: int = stream.MAX_DECODED,
+    independent: bool = False,
 ) -> list[np.ndarray]:
     """Decompress several chunks, their dates batched through the network; see `decode`.
 
     ``dates`` may be a sequence, one entry a stream. ``max_samples`` holds for each stream.
+    ``independent`` evaluates everything in float64, each chunk by itself: as far from the encoder's
+    arithmetic as another machine's may be.
     """
     each = [dates] * len(streams) if dates is None or isinstance(dates, int) else dates
     chunks = [
-        _Coded(data, n, weights, device, max_samples) for data, n in zip(streams, each, strict=True)
+        _Coded(data, n, weights, device, max_samples, independent=independent)
+        for data, n in zip(streams, each, strict=True)
     ]
     lossy = [c for c in chunks if c.model != "none"]
     if lossy:
@@ -216,7 +224,11 @@ class _Job:
     """A chunk on its way in."""
 
     def __init__(
-        self, chunk: np.ndarray, config: CodecConfig, network_of: Callable[[str], Network]
+        self,
+        chunk: np.ndarray,
+        config: CodecConfig,
+        network_of: Callable[[str], Network],
+        wider: float = 1,
     ) -> None:
         if chunk.ndim != 4:
             raise TecError(f"a chunk is (time, band, y, x), this one has shape {chunk.shape}")
@@ -230,6 +242,7 @@ class _Job:
         self.dtype = samples.dtype_name(chunk.dtype)
         self.chunk = chunk
         self.config = config
+        self.wider = wider
         self.extent = samples.extent(chunk, config.nodata)
         t, y, x = self.extent
         inside = chunk[:t, :, :y, :x]
@@ -280,7 +293,7 @@ class _Job:
             dtype=self.dtype,
             shape=self.chunk.shape,
             extent=self.extent,
-            margin=self.network.margin_at(max(rates)).to_bytes(),
+            margin=self.network.margin_at(max(rates)).wider(self.wider).to_bytes(),
             how=self.config.tokens(t) if self.model == "flex" else (),
             told=self.told,
             grids=tuple(0 if grid is None else grid.code for grid in self.grids),
@@ -313,7 +326,9 @@ class _Coded:
         device: str,
         max_samples: int = stream.MAX_DECODED,
         precision: str | None = None,
+        independent: bool = False,
     ) -> None:
+        self.independent = independent
         header, specials, self.dates, self.residual = stream.unpack(data)
         self.header = header
         if (declared := math.prod(header.shape)) > max_samples:
@@ -456,11 +471,15 @@ def _encode_batch(members: list[tuple[_Job, range]]) -> None:
             ys.append(network.analysis(_to_network(network, planes), lmbda))
         if jobs[0].model in TEMPORAL:
             series = cast("TemporalModel", network)
-            rows, told = coder.encode_series(series, ys, rates, sent, config.forecast)
+            rows, told = coder.encode_series(
+                series, ys, rates, sent, config.forecast, jobs[0].wider
+            )
             for job, ways in zip(jobs, told):
                 job.told = ways
         else:
-            image = coder.encode_images(cast("CodecModel", network), ys[0], config.compression)
+            image = coder.encode_images(
+                cast("CodecModel", network), ys[0], config.compression, jobs[0].wider
+            )
             rows = [[date] for date in image.dates]
     for (job, dates), row in zip(members, rows):
         job.dates.update(zip(dates, row))
@@ -500,6 +519,9 @@ def _decode_latents(members: list[tuple[_Coded, range]]) -> _Latents:
     """
     import torch
 
+    if members[0][0].independent:
+        each = [_evaluate([member], "float64") for member in members]
+        return [tuple(torch.cat(part) for part in zip(*row)) for row in zip(*each)]  # type: ignore[misc]
     try:
         found = _evaluate(members, "float32")
         if members[0][0].precision == "float64" and not all(torch.equal(a, b) for a, b in found):

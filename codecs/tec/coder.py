@@ -39,10 +39,13 @@ def exactly(network: torch.nn.Module | Any) -> Iterator[None]:
         yield
 
 
-def encode_images(network: CodecModel, y: torch.Tensor, compression: float) -> Coded:
-    """Latents (n, latents, h, w) of n images, each coded by itself."""
+def encode_images(
+    network: CodecModel, y: torch.Tensor, compression: float, wider: float = 1
+) -> Coded:
+    """Latents (n, latents, h, w) of n images, each coded by itself, with a wider rounding margin
+    than is usual."""
     n, _, h, w = y.shape
-    writer = portable.Writer(n, network.grid, network.margin_at(compression))
+    writer = portable.Writer(n, network.grid, network.margin_at(compression).wider(wider))
     values = {"y": y, **network.side(y, compression)}
     taken = Taken(values)
     y_hat = drive(network.steps((n, h, w), compression, writer), taken)
@@ -55,6 +58,7 @@ def encode_series(
     compression: Sequence[float],
     sent: Sequence[int],
     forecast: str,
+    wider: float = 1,
 ) -> tuple[list[list[Date]], list[tuple[int, ...]]]:
     """Latents of n series of dates.
 
@@ -64,6 +68,7 @@ def encode_series(
     compression : λ of each date
     sent : tokens of each date that are coded
     forecast : how the others are predicted
+    wider : how many times wider than is usual the rounding margin shall be
 
     Returns
     -------
@@ -71,18 +76,19 @@ def encode_series(
     """
     n, _, h, w = ys[0].shape
     if network.plain and all(k == TOKENS for k in sent):
-        dates = list(_encode_known(network, [y.round() for y in ys], compression[0]))
+        dates = list(_encode_known(network, [y.round() for y in ys], compression[0], wider))
         return [list(row) for row in zip(*dates)], [_told(len(ys))] * n
     history = network.history((n, h, w))
     rows: list[list[Date]] = [[] for _ in range(n)]
     ways: list[list[int]] = [[] for _ in range(n)]
     for y, lmbda, tokens in zip(ys, compression, sent, strict=True):
         values = y.round() if network.plain else y
-        tried = [(len(history), _encode_date(network, history, values, lmbda, tokens, forecast))]
+        way = lmbda, tokens, forecast, wider
+        tried = [(len(history), _encode_date(network, history, values, *way))]
         if len(history) and not network.plain and tokens == TOKENS:
             # Where the dates before say nothing, less is more.
             alone = network.history((n, h, w))
-            tried.append((0, _encode_date(network, alone, values, lmbda, tokens, forecast)))
+            tried.append((0, _encode_date(network, alone, values, *way)))
         best = [min(tried, key=lambda way: way[1].dates[i].nbytes) for i in range(n)]
         y_hat = torch.stack([coded.y_hat[i] for i, (_, coded) in enumerate(best)])
         history.push(y_hat, network.remembered(y_hat, lmbda))
@@ -104,8 +110,9 @@ def _encode_date(
     compression: float,
     sent: int,
     forecast: str,
+    wider: float,
 ) -> Coded:
-    margin = network.margin_at(compression, min(len(history), DATES))
+    margin = network.margin_at(compression, min(len(history), DATES)).wider(wider)
     writer = portable.Writer(len(values), network.grid, margin)
     taken = Taken({"y": values})
     steps = network.date(
@@ -116,18 +123,19 @@ def _encode_date(
 
 
 def _encode_known(
-    network: TemporalModel, ys: list[torch.Tensor], compression: float
+    network: TemporalModel, ys: list[torch.Tensor], compression: float, wider: float
 ) -> Iterator[list[Date]]:
     """All dates of n series, whose contexts are known: several go through together."""
     n, _, h, w = ys[0].shape
     first = cast("History", network.history((n, h, w)))
-    yield _encode_date(network, first, ys[0], compression, TOKENS, "mean").dates
+    way = compression, TOKENS, "mean", wider
+    yield _encode_date(network, first, ys[0], *way).dates
     together = max(1, GROUP // (n * min(first.blocks, GROUP)))
     for start in range(1, len(ys), together):
         now = range(start, min(start + together, len(ys)))
         history = first.before(ys, now)
         whole = torch.cat([ys[t] for t in now])
-        coded = _encode_date(network, history, whole, compression, TOKENS, "mean")
+        coded = _encode_date(network, history, whole, *way)
         for i in range(len(now)):
             yield coded.dates[i * n : (i + 1) * n]
 

@@ -107,6 +107,10 @@ class Margin:
     def __call__(self, x: np.ndarray | float) -> np.ndarray:
         return self.absolute + self.relative * np.abs(x)
 
+    def wider(self, factor: float) -> Margin:
+        """So many times as wide; the factor is a power of two."""
+        return Margin(*(min(v * factor, 2.0**10) for v in (self.absolute, self.relative)))
+
     def to_bytes(self) -> bytes:
         """Two signed bytes, the exponents (-128: zero)."""
         return bytes(_exponent(v) & 255 for v in (self.absolute, self.relative))
