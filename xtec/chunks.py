@@ -239,12 +239,15 @@ class ChunkCoder:
         chunk = cube.reshape([cube.shape[ROLES.index(d)] for d in present])
         return chunk.transpose([present.index(d) for d in self.dims]).astype(dtype, copy=False)
 
-    def encode_chunks(self, chunks: Sequence[np.ndarray]) -> list[bytes]:
-        """Encode chunks of the array in one pass of the network. Blocks: see `run_pass`."""
+    def encode_chunks(self, chunks: Sequence[np.ndarray], *, wider: float = 1) -> list[bytes]:
+        """Encode chunks of the array in one pass of the network. Blocks: see `run_pass`.
+
+        ``wider`` : see `tec.codec.encode_many`
+        """
         from tec import codec
 
         cubes = [self.to_cube(chunk) for chunk in chunks]
-        return [bytes(d) for d in codec.encode_many(cubes, self.config, device=settings.device)]
+        return codec.encode_many(cubes, self.config, device=settings.device, wider=wider)
 
     def decode_chunks(
         self,
@@ -252,6 +255,7 @@ class ChunkCoder:
         dtype: np.dtype,
         where: Sequence[str],
         dates: Sequence[int | None] | None = None,
+        independent: bool = False,
     ) -> list[np.ndarray]:
         """Decode chunks of the array in one pass of the network. Blocks: see `run_pass`.
 
@@ -264,6 +268,8 @@ class ChunkCoder:
         dates : sequence of int, optional
             How many dates of each chunk to decode, from the first on; None for all. The others are
             missing in what is returned.
+        independent : bool
+            See `tec.codec.decode_many`.
 
         Raises
         ------
@@ -283,6 +289,7 @@ class ChunkCoder:
                 weights=self._path(),
                 device=settings.device,
                 max_samples=math.prod(self.chunk_shape),
+                independent=independent,
             )
         except WeightsError as error:
             raise WeightsError(f"{error}. {EMBEDDED}") from error

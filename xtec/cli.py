@@ -159,6 +159,13 @@ def compress(
             "--embed-weights", help="Put the decoder's weights into OUT, for who lacks them."
         ),
     ] = False,
+    verify: Annotated[
+        str,
+        typer.Option(
+            help="no, yes or sample: read chunks back, decode them as another machine might, and "
+            "compare them with IN."
+        ),
+    ] = "no",
     overwrite: _Overwrite = False,
     resume: Annotated[
         bool,
@@ -186,6 +193,7 @@ def compress(
         out,
         overwrite=overwrite,
         resume=resume,
+        verify={"no": False, "yes": True}.get(verify, verify),
         embed_weights=embed_weights,
         model=model,
         compression=compression,
@@ -250,6 +258,38 @@ def info(
         typer.echo(f"weights inside the store: {_embedded(found['embedded_weights'])}")
     if found["other_variables"]:
         typer.echo(f"not compressed by xtec: {', '.join(found['other_variables'])}")
+
+
+@app.command()
+def verify(
+    store: Annotated[str, typer.Argument(metavar="STORE", help="Store that xtec has written.")],
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="SOURCE", help="What the store was made of, for the errors."),
+    ] = None,
+    sample: Annotated[
+        bool, typer.Option("--sample", help="Look at some chunks only: 16, and one in 20.")
+    ] = False,
+    as_json: _Json = False,
+) -> None:
+    """Check that every chunk is there, is undamaged and decodes, and how far it is from SOURCE.
+
+    Ends with 1 where anything is wrong.
+    """
+    from .reading import open_input
+    from .verifying import verify as run
+
+    source = None if against is None else open_input(against, chunked=True)
+    found = run(store, source, sample=sample)
+    if as_json:
+        typer.echo(json.dumps([one.to_dict() for one in found], indent=2))
+    else:
+        for one in found:
+            typer.echo(f"{one.variable}: {one.text()}")
+            if one.rows():
+                _show(one.rows())
+    if not all(one.sound for one in found):
+        raise typer.Exit(1)
 
 
 @app.command()

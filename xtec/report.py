@@ -30,25 +30,9 @@ def describe(store: str | os.PathLike[str]) -> dict[str, Any]:
     ValueError
         ``store`` is no Zarr store, or none of its variables is compressed by xtec.
     """
-    text = os.fspath(store)
-    place = ZipStore(Path(text), mode="r") if text.endswith(".zip") else text
-    try:
-        with quiet():
-            group = zarr.open_group(place, mode="r", use_consolidated=False)
-            arrays = dict(group.arrays())
-    except (FileNotFoundError, ValueError) as error:
-        if not says_unfinished(error):
-            raise
-        raise ValueError(not_whole(text)) from error
-    compressed = {
-        name: codec for name, array in arrays.items() if (codec := find_codec(array)) is not None
-    }
-    if not compressed:
-        raise ValueError(
-            f"{text} holds no variable that xtec has compressed; its variables are {sorted(arrays)}"
-        )
+    group, arrays, compressed = compressed_arrays(store)
     return {
-        "store": text,
+        "store": os.fspath(store),
         "zarr_format": group.metadata.zarr_format,
         "variables": [
             _describe(name, arrays[name], codec) for name, codec in sorted(compressed.items())
@@ -56,6 +40,31 @@ def describe(store: str | os.PathLike[str]) -> dict[str, Any]:
         "other_variables": sorted(set(arrays) - set(compressed)),
         "embedded_weights": summary(group),
     }
+
+
+def compressed_arrays(
+    store: Any, storage_options: dict[str, Any] | None = None
+) -> tuple[zarr.Group, dict[str, zarr.Array], dict[str, ChunkCoder]]:
+    """The group, its arrays, and our codec in those that have it; ValueError where none has."""
+    text, place = str(store), store
+    if isinstance(store, (str, os.PathLike)) and os.fspath(store).endswith(".zip"):
+        place = ZipStore(Path(store), mode="r")
+    try:
+        with quiet():
+            group = zarr.open_group(
+                place, mode="r", use_consolidated=False, storage_options=storage_options
+            )
+            arrays = dict(group.arrays())
+    except (FileNotFoundError, ValueError) as error:
+        if not says_unfinished(error):
+            raise
+        raise ValueError(not_whole(text)) from error
+    found = {name: codec for name, a in arrays.items() if (codec := find_codec(a)) is not None}
+    if not found:
+        raise ValueError(
+            f"{text} holds no variable that xtec has compressed; its variables are {sorted(arrays)}"
+        )
+    return group, arrays, found
 
 
 def find_codec(array: zarr.Array) -> ChunkCoder | None:

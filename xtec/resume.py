@@ -25,6 +25,7 @@ from zarr.storage import MemoryStore
 
 from .attributes import ATTRIBUTE
 from .chunks import ChunkCoder
+from .embedded import GROUP
 from .rootlast import LEFT_OVER, ROOT_KEYS, UNFINISHED, RootLast
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ Region = tuple[slice, ...]
 
 #: Attributes (or entries of ours) and groups that are added once the chunks are there: what a store
 #: has of them is no difference, and goes when it is written again.
-ADDED_ATTRIBUTES: frozenset[str] = frozenset()
-ADDED_GROUPS: frozenset[str] = frozenset()
+ADDED_ATTRIBUTES: frozenset[str] = frozenset({"verified"})
+ADDED_GROUPS: frozenset[str] = frozenset({GROUP})
 
 _METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
 _AT_ONCE = 8  # chunks that are checked side by side

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import xarray as xr
 
@@ -25,6 +25,7 @@ from .zarr2 import XtecCodec2
 
 if TYPE_CHECKING:
     from .resume import Resumed
+    from .verifying import Verified
 
 #: Chunks that zarr may hand over in one call, where a Dask block holds several.
 BATCH = 4
@@ -53,6 +54,7 @@ class Summary:
     target : what ``psnr`` or ``ratio`` asked for and found, where one was given
     max_error : bound of the error of each band in DN, where there is one
     resumed : what was there already, where an interrupted write was resumed
+    verified : what ``verify`` found, where it was asked for
     """
 
     store: str
@@ -67,6 +69,7 @@ class Summary:
     target: dict[str, Any] | None = None
     max_error: tuple[float, ...] | None = None
     resumed: Resumed | None = None
+    verified: Verified | None = None
 
     @property
     def ratio(self) -> float:
@@ -102,6 +105,7 @@ class Summary:
             ),
             ("bits per pixel per band", f"{self.bpppb:.4f}"),
             *([] if self.resumed is None else [("resumed", str(self.resumed))]),
+            *([] if self.verified is None else [("verified", self.verified.text())]),
             ("time", f"{self.seconds:.1f} s ({self.mb_per_s:.1f} MB/s)"),
         ]
 
@@ -117,6 +121,20 @@ class Summary:
             for a, b in self.rows()
         )
         return f"<table>{''.join(cells)}</table>"
+
+
+class Written(NamedTuple):
+    """What writing a store came to.
+
+    Attributes
+    ----------
+    store : zarr Store; None for archives
+    resumed, verified : as in `Summary`
+    """
+
+    store: Any
+    resumed: Resumed | None = None
+    verified: Verified | None = None
 
 
 def model_text(
@@ -171,6 +189,7 @@ def to_zarr(
     mode: str = "w-",
     overwrite: bool = False,
     resume: bool = False,
+    verify: bool | str = False,
     progress: bool = True,
     storage_options: dict[str, Any] | None = None,
     embed_weights: bool = False,
@@ -194,6 +213,12 @@ def to_zarr(
         checksum and settings or, in lossless variables, by decoding it. What is there must come
         from the same data, which is not checked, and the same options, which is. Where there is
         nothing yet, all is written.
+    verify : bool or "sample"
+        Read every chunk (or some: 16, and one in 20) back before the store opens, decode it by
+        itself with the networks in float64, as far from how it was written as another machine may
+        be, and compare it with the source, which is read a second time. A chunk that fails is
+        written again with a wider margin, then without loss, with a warning. The errors of each
+        band go into the attribute ``xtec``.
     progress : bool
         Show a bar in a terminal or notebook.
     storage_options : dict, optional
@@ -220,6 +245,8 @@ def to_zarr(
             f"mode must be 'w-' or 'w', got {mode!r}: to append or to write a region use "
             ".tec.compress() and xarray's to_zarr"
         )
+    if verify not in (True, False, "sample"):
+        raise ValueError(f"verify is {verify!r}: choose True, False or 'sample'")
     overwrite = overwrite or mode == "w"
     if resume and overwrite:
         raise ValueError(
@@ -229,16 +256,23 @@ def to_zarr(
     packed = obj if is_packed(obj) and not options else compress(obj, **options)  # type: ignore[type-var]
     started = time.perf_counter()
     if isinstance(store, (str, os.PathLike)) and os.fspath(store).endswith(".zip"):
-        resumed = write_zip(
-            packed, Path(store), overwrite, progress, embed_weights, resume=resume, keep=True
+        written = write_zip(
+            packed,
+            Path(store),
+            overwrite,
+            progress,
+            embed_weights,
+            resume=resume,
+            keep=True,
+            verify=verify,
         )
         size = _zip_size(Path(store), _variable(packed)[0])
     else:
-        target, resumed = write_store(
-            packed, store, overwrite, progress, storage_options, embed_weights, resume
+        written = write_store(
+            packed, store, overwrite, progress, storage_options, embed_weights, resume, verify
         )
-        size = _stored_size(target, _variable(packed)[0])
-    return _summary(packed, str(store), size, time.perf_counter() - started, resumed)
+        size = _stored_size(written.store, _variable(packed)[0])
+    return _summary(packed, str(store), size, time.perf_counter() - started, written)
 
 
 def write_store(
@@ -249,8 +283,9 @@ def write_store(
     storage_options: dict[str, Any] | None = None,
     embed_weights: bool = False,
     resume: bool = False,
-) -> tuple[Any, Resumed | None]:
-    """Write ``obj`` as it is, root metadata last; returns the zarr Store and what was there."""
+    verify: bool | str = False,
+) -> Written:
+    """Write ``obj`` as it is, root metadata last."""
     import zarr
 
     from .resume import go_on, survey
@@ -265,8 +300,8 @@ def write_store(
             found = survey(obj, _variable(obj)[0], target, zarr_format)
             resumed = found.resumed
             guarded, write = go_on(found, zarr_format)
-            if found.complete:
-                return target, resumed
+            if found.complete and not verify:
+                return Written(target, resumed)
         else:
             prepare(target, overwrite)
             guarded = RootLast(target)
@@ -277,8 +312,15 @@ def write_store(
     with bar("compressing" if is_packed(obj) else "writing", progress):
         write()
     # What needs the chunks and changes the metadata has its place here, see ADDED in resume.py.
+    verified = None
+    if verify:
+        from .verifying import verify_written
+
+        name, data = _variable(obj)
+        with quiet():
+            verified = verify_written(guarded, data, name, verify == "sample")
     guarded.commit()
-    return target, resumed
+    return Written(target, resumed, verified)
 
 
 def _zarr_format(obj: xr.Dataset | xr.DataArray) -> Literal[2, 3]:
@@ -359,7 +401,7 @@ def _summary(
     store: str,
     size: int,
     seconds: float,
-    resumed: Resumed | None,
+    written: Written,
 ) -> Summary:
     name, data = _variable(packed)
     config = codec_of(data.encoding).config  # type: ignore[union-attr]
@@ -376,7 +418,8 @@ def _summary(
         config.quality,
         target_of(data.attrs),
         config.max_error,
-        resumed,
+        written.resumed,
+        written.verified,
     )
 
 
@@ -402,7 +445,8 @@ def write_zip(
     *,
     resume: bool = False,
     keep: bool = False,
-) -> Resumed | None:
+    verify: bool | str = False,
+) -> Written:
     """By way of a folder: zarr's own ZipStore does not survive being written by Dask.
 
     With ``keep``, the folder of an interrupted write stays, for ``resume``.
@@ -410,11 +454,11 @@ def write_zip(
     folder = path.with_name(path.name + ".partial")
     archive_path = path.with_name(path.name + ".partial.zip")
     if path.exists() and resume:
-        resumed = _look_into(path, obj)
+        resumed = None if verify else _look_into(path, obj)
         if resumed is not None:
             shutil.rmtree(folder, ignore_errors=True)
             archive_path.unlink(missing_ok=True)
-            return resumed
+            return Written(None, resumed)
         if not folder.exists():
             _unpack(path, folder)
     elif not overwrite and path.exists():
@@ -425,8 +469,14 @@ def write_zip(
             "overwrite=True to replace it, or choose another name"
         )
     try:
-        _, resumed = write_store(
-            obj, folder, not resume, progress, embed_weights=embed_weights, resume=resume
+        written = write_store(
+            obj,
+            folder,
+            not resume,
+            progress,
+            embed_weights=embed_weights,
+            resume=resume,
+            verify=verify,
         )
         _pack(folder, archive_path)
         os.replace(archive_path, path)
@@ -435,7 +485,7 @@ def write_zip(
         if not keep:
             shutil.rmtree(folder, ignore_errors=True)
         archive_path.unlink(missing_ok=True)
-    return resumed
+    return written
 
 
 def _look_into(path: Path, obj: xr.Dataset | xr.DataArray) -> Resumed | None:

@@ -1,0 +1,477 @@
+"""Is what is in a store sound, and how far is it from its source?
+
+Every chunk (or some) is checked and decoded as another machine might: by itself, the networks in
+float64. Where there is a source it is compared, pixel by pixel; and a store that is just being
+written is repaired: a chunk that fails is written again with a wider margin, then without loss.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from tec.errors import StreamError, TecError
+
+from .attributes import ATTRIBUTE, CF_ENCODING
+from .chunks import SOUND, ChunkCoder, run_pass
+from .messages import warn
+from .ratecontrol import spread
+
+if TYPE_CHECKING:
+    import zarr
+    from zarr.abc.store import Store
+
+#: Objects of a store (chunks or shards) that a sample has at least, and one in so many.
+_FEW, _ONE_IN = 16, 20
+#: Objects whose pixels are in memory together.
+_TOGETHER = 4
+#: How many times wider the margin of a chunk gets that fails.
+_WIDER = 16.0
+
+At = tuple[int, ...]
+
+
+@dataclass
+class Verified:
+    """What was found of one variable.
+
+    Attributes
+    ----------
+    variable : its name
+    checked, of : objects (chunks or shards) that were looked at, of all
+    missing : keys of those that are not there
+    damaged : (key, why) of those that do not decode, or not to what they should
+    repaired : (key, how) of those that were written again
+    bands : names
+    mean_error, max_error : of each band in DN, over valid pixels; NaN without a source or where no
+        pixel is valid
+    """
+
+    variable: str
+    of: int
+    bands: tuple[str, ...]
+    checked: int = 0
+    missing: list[str] = field(default_factory=list)
+    damaged: list[tuple[str, str]] = field(default_factory=list)
+    repaired: list[tuple[str, str]] = field(default_factory=list)
+    _sums: np.ndarray = field(default_factory=lambda: np.zeros((3, 0)), repr=False)
+
+    def __post_init__(self) -> None:
+        self._sums = np.zeros((3, len(self.bands)))
+
+    @property
+    def sound(self) -> bool:
+        return not self.missing and not self.damaged
+
+    @property
+    def mean_error(self) -> np.ndarray:
+        with np.errstate(invalid="ignore"):
+            return self._sums[0] / self._sums[1]
+
+    @property
+    def max_error(self) -> np.ndarray:
+        return np.where(self._sums[1] > 0, self._sums[2], np.nan)
+
+    def add(self, errors: np.ndarray, valid: np.ndarray) -> None:
+        """Errors in DN of (time, band, y, x), where they are valid."""
+        some = np.where(valid, errors, 0.0)
+        self._sums[0] += some.sum((0, 2, 3))
+        self._sums[1] += valid.sum((0, 2, 3))
+        self._sums[2] = np.maximum(self._sums[2], some.max((0, 2, 3), initial=0))
+
+    def attribute(self) -> dict[str, Any]:
+        """For the store: JSON values, DN."""
+
+        def by_band(values: np.ndarray) -> dict[str, float | None]:
+            pairs = zip(self.bands, values.tolist(), strict=True)
+            return {name: None if v != v else float(f"{v:.6g}") for name, v in pairs}
+
+        return {
+            "chunks": self.checked,
+            "of": self.of,
+            "mean_error": by_band(self.mean_error),
+            "max_error": by_band(self.max_error),
+            **({"repaired": len(self.repaired)} if self.repaired else {}),
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            "variable": self.variable,
+            "sound": self.sound,
+            **self.attribute(),
+            "missing": self.missing,
+            "damaged": dict(self.damaged),
+        }
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Name and value of each line below `text`: what is wrong, and the errors of each band."""
+        wrong = [("damaged", f"{key}: {why}") for key, why in self.damaged]
+        wrong += [("missing", key) for key in self.missing]
+        return wrong + [
+            (name, f"mean error {mean:.4g} DN, largest {worst:.6g} DN")
+            for name, mean, worst in zip(self.bands, self.mean_error, self.max_error)
+            if mean == mean
+        ]
+
+    def text(self) -> str:
+        """One line."""
+        if not self.sound:
+            return (
+                f"{len(self.damaged)} damaged and {len(self.missing)} missing of {self.checked} "
+                f"chunks looked at ({self.of} there should be)"
+            )
+        some = f"{self.checked} of {self.of} chunks decode"
+        again = f", {len(self.repaired)} of them written again" if self.repaired else ""
+        worst = self.max_error
+        if np.isnan(worst).all():
+            return some + again
+        band = int(np.nanargmax(worst))
+        return f"{some}{again}; largest error {worst[band]:.6g} DN ({self.bands[band]})"
+
+
+def verify(
+    store: Any,
+    against: xr.Dataset | xr.DataArray | None = None,
+    *,
+    sample: bool = False,
+    storage_options: dict[str, Any] | None = None,
+) -> list[Verified]:
+    """Check every variable of a store that xtec has compressed.
+
+    Every chunk must be there, have the right checksums and settings, and decode, by itself and with
+    the networks evaluated in float64, to what its checksums say. Nothing is written.
+
+    Parameters
+    ----------
+    store : path, URL or zarr Store
+    against : Dataset or DataArray, optional
+        What the store was made of, for the errors. Read in pieces.
+    sample : bool
+        Look at some chunks only: 16 at least, and one in 20.
+    storage_options : dict, optional
+        For URLs.
+
+    Returns
+    -------
+    list of Verified, one a variable
+
+    Raises
+    ------
+    ValueError
+        There is nothing of xtec's in the store, or ``against`` is another cube.
+    """
+    from zarr.core.sync import sync
+
+    from . import embedded
+    from .report import compressed_arrays
+
+    _, arrays, codecs = compressed_arrays(store, storage_options)
+    found = []
+    for name, codec in sorted(codecs.items()):
+        array = arrays[name]
+        place = array.store, array.store_path.path, codec.config
+        sync(embedded.bring(*place, embedded.needs(codec.config), array.metadata.zarr_format))
+        source = None if against is None else stored_source(against, codec, array)
+        found.append(check(name, array, codec, source, sample=sample))
+    return found
+
+
+def check(
+    name: str,
+    array: zarr.Array,
+    codec: ChunkCoder,
+    source: xr.Variable | None,
+    *,
+    sample: bool = False,
+    repair: bool = False,
+) -> Verified:
+    """Look at the chunks of one array.
+
+    Parameters
+    ----------
+    source : what the array was made of, as it is stored; or None
+    repair : write those that fail again; needs the source, and a store that can be written
+    """
+    from .resume import _chunk_keys
+
+    keys = _chunk_keys(array, array.store_path.path)
+    places = list(keys)
+    if sample:
+        shape = tuple(n + 1 for n in places[-1])
+        places = list(islice(spread(shape), max(_FEW, -(-len(places) // _ONE_IN))))
+    out = Verified(name, len(keys), codec.config.bands)
+    for start in range(0, len(places), _TOGETHER):
+        some = places[start : start + _TOGETHER]
+        for at, pixels in zip(some, _pixels(array, source, some), strict=True):
+            _look(out, array, codec, at, keys[at], pixels, repair)
+    return out
+
+
+def stored_source(
+    obj: xr.Dataset | xr.DataArray, codec: ChunkCoder, array: zarr.Array
+) -> xr.Variable:
+    """The cube in ``obj`` as the array holds it: bands in order, packed, in the stored dtype."""
+    from .layout import find_cube
+
+    config = codec.config
+    cube = find_cube(obj, sensor=config.sensor)
+    order = [cube.bands.index(band) for band in config.bands if band in cube.bands]
+    data = cube.data.copy(deep=False)
+    data.encoding = {k: v for k, v in cube.data.encoding.items() if k in CF_ENCODING}
+    variable = xr.conventions.encode_cf_variable(data.variable)
+    if len(order) == len(config.bands) and "band" in cube.roles:
+        variable = variable.isel({variable.dims[cube.roles.index("band")]: order})
+    variable = variable.transpose(*(variable.dims[cube.roles.index(d)] for d in codec.dims))
+    if len(order) < len(config.bands) or variable.shape != array.shape:
+        raise ValueError(
+            f"the source is {variable.shape} with bands {', '.join(cube.bands)}, the store holds "
+            f"{array.shape} with bands {', '.join(config.bands)}: pass the cube that it was made of"
+        )
+    if variable.dtype.newbyteorder("=") != array.dtype.newbyteorder("="):
+        raise ValueError(
+            f"the source is of dtype {variable.dtype}, the store of {array.dtype}: pass the cube "
+            "that it was made of, as it was read"
+        )
+    return variable
+
+
+def verify_written(store: Store, data: xr.DataArray, name: str, sample: bool) -> Verified:
+    """Verify a variable that was just written, and repair it. What was found goes into its
+    attribute.
+
+    Parameters
+    ----------
+    store : before its root metadata are committed
+    data : with our codec in its encoding
+
+    Raises
+    ------
+    StreamError
+        A chunk is not sound and could not be made so.
+    """
+    import zarr
+
+    from .compression import codec_of
+
+    array = zarr.open_array(store, path=name, mode="r+")
+    source = xr.conventions.encode_cf_variable(data.variable)
+    codec: Any = codec_of(data.encoding)
+    found = check(name, array, codec, source, sample=sample, repair=True)
+    if not found.sound:
+        key, why = (*found.damaged, *((key, "it is missing") for key in found.missing))[0]
+        raise StreamError(
+            f"{key} is not sound, and writing it again did not help: {why}. The store stays "
+            "incomplete; keep the originals, check the disk and the memory of this machine, and "
+            "write again with resume=True"
+        )
+    if found.repaired:
+        warn(
+            f"{len(found.repaired)} of {found.checked} chunks did not decode as they should and "
+            f"were written again ({', '.join(sorted({how for _, how in found.repaired}))}): "
+            "please report it"
+        )
+    _note(array, found)
+    if zarr.open_group(store, mode="r").metadata.consolidated_metadata is not None:
+        zarr.consolidate_metadata(store)
+    return found
+
+
+def _note(array: zarr.Array, found: Verified) -> None:
+    """Put what was found into the attribute of the array."""
+    try:
+        said = json.loads(str(array.attrs[ATTRIBUTE]))
+    except (KeyError, ValueError):
+        said = {}
+    array.update_attributes({ATTRIBUTE: json.dumps({**said, "verified": found.attribute()})})
+
+
+def _pixels(
+    array: zarr.Array, source: xr.Variable | None, places: Sequence[At]
+) -> Iterator[np.ndarray | None]:
+    """What the source has in these objects."""
+    if source is None:
+        yield from [None] * len(places)
+        return
+    import dask
+
+    regions = [_region(array, at) for at in places]
+    for block in dask.compute(*(source.data[region] for region in regions)):
+        yield np.asarray(block)
+
+
+def _region(array: zarr.Array, at: At) -> tuple[slice, ...]:
+    from .resume import _unit
+
+    unit = _unit(array)
+    return tuple(
+        slice(i * n, min((i + 1) * n, size))
+        for i, n, size in zip(at, unit, array.shape, strict=True)
+    )
+
+
+def _look(
+    out: Verified,
+    array: zarr.Array,
+    codec: ChunkCoder,
+    at: At,
+    key: str,
+    pixels: np.ndarray | None,
+    repair: bool,
+) -> None:
+    from .resume import _read
+
+    out.checked += 1
+    data = _read(array.store, key)
+    if data is None:
+        out.missing.append(key)
+        return
+    try:
+        chunks = _streams(data, array, codec, at)
+    except TecError as error:
+        out.damaged.append((key, str(error)))
+        return
+    again = {}
+    for inner, one in chunks.items():
+        part = None if pixels is None else _part(pixels, inner, codec, array)
+        try:
+            decoded = _decoded(codec, one, array.dtype, key)
+            _compare(out, codec, decoded, part)
+        except StreamError as error:
+            if not repair or part is None:
+                out.damaged.append((key, str(error)))
+                continue
+            found = _again(out, codec, part, array.dtype, key)
+            if found is None:
+                out.damaged.append((key, str(error)))
+            else:
+                again[inner] = found
+    if again:
+        _write(array, codec, key, {**chunks, **again})
+
+
+def _streams(data: bytes, array: zarr.Array, codec: ChunkCoder, at: At) -> dict[At, bytes]:
+    """The stream of each chunk in an object, by its place in it."""
+    from .resume import _in_shard
+    from .zarr2 import _F_ORDER
+
+    first = (0,) * len(array.shape)
+    if array.shards is None:
+        stripped = data.removeprefix(_F_ORDER) if array.metadata.zarr_format == 2 else data
+        return {first: stripped}
+    inside = _in_shard(data, array, array.shards, at)
+    region = _region(array, at)
+    counts = [-(-(r.stop - r.start) // n) for r, n in zip(region, array.chunks, strict=True)]
+    return dict(zip(np.ndindex(*counts), inside, strict=True))
+
+
+def _part(pixels: np.ndarray, inner: At, codec: ChunkCoder, array: zarr.Array) -> np.ndarray:
+    """A chunk of an object's pixels, padded with fill as the codec gets it."""
+    unit = codec.chunk_shape
+    some = pixels[tuple(slice(i * n, (i + 1) * n) for i, n in zip(inner, unit, strict=True))]
+    if some.shape == unit:
+        return some
+    whole = np.full(unit, array.fill_value, array.dtype)
+    whole[tuple(map(slice, some.shape))] = some
+    return whole
+
+
+def _decoded(codec: ChunkCoder, data: bytes, dtype: np.dtype, where: str) -> np.ndarray:
+    """(time, band, y, x), as another machine might decode it."""
+    work = run_pass(lambda: codec.decode_chunks([data], dtype, [where], independent=True))
+    return codec.to_cube(work.result()[0])
+
+
+def _compare(
+    out: Verified, codec: ChunkCoder, decoded: np.ndarray, source: np.ndarray | None
+) -> None:
+    """StreamError unless special pixels are the same and errors within the bound."""
+    if source is None:
+        return
+    from tec.specials import as_bits, find_specials
+
+    config, cube = codec.config, codec.to_cube(source)
+    mask = find_specials(cube, config.nodata).mask
+    if mask is None:
+        mask = np.zeros(cube.shape, bool)
+    if (
+        as_bits(np.ascontiguousarray(decoded))[mask] != as_bits(np.ascontiguousarray(cube))[mask]
+    ).any():
+        raise StreamError("nodata, NaN or infinite pixels differ from the source's")
+    own = find_specials(decoded, config.nodata).mask
+    if own is not None and (own & ~mask).any():
+        raise StreamError("valid pixels of the source are nodata")
+    errors = np.abs(np.where(mask, 0, decoded).astype(np.float64) - np.where(mask, 0, cube))
+    errors /= config.scale
+    for b, bound in enumerate(config.max_error or ()):
+        worst = errors[:, b].max()
+        if worst > bound * (1 + 1e-6) + 1e-9:
+            raise StreamError(
+                f"band {config.bands[b]} is off by {worst:.6g} DN, {bound:g} are allowed"
+            )
+    out.add(errors, ~mask)
+
+
+def _again(
+    out: Verified, codec: ChunkCoder, chunk: np.ndarray, dtype: np.dtype, key: str
+) -> bytes | None:
+    """A stream of a chunk that decodes soundly: with a wider margin, or without loss."""
+    config = codec.config
+    exact = replace(
+        config,
+        model="none",
+        quality=None,
+        forecast="mean",
+        lossy="always",
+        max_error=(0.0 if dtype.kind != "f" else SOUND,) * len(config.bands),
+    )
+    for how, other, wider in (
+        ("a wider margin", config, _WIDER),
+        ("without loss", exact, 1.0),
+    ):
+        encoder = replace(codec, config=other)
+        try:
+            data = run_pass(lambda e=encoder, w=wider: e.encode_chunks([chunk], wider=w)).result()[
+                0
+            ]  # type: ignore[misc]
+            _compare(out, codec, _decoded(codec, data, dtype, key), chunk)
+        except TecError:
+            continue
+        out.repaired.append((key, how))
+        return data
+    return None
+
+
+def _write(array: zarr.Array, codec: ChunkCoder, key: str, chunks: Mapping[At, bytes]) -> None:
+    """An object anew."""
+    from zarr.core.buffer import default_buffer_prototype
+    from zarr.core.sync import sync
+
+    from .zarr2 import _F_ORDER
+
+    data = next(iter(chunks.values()))
+    if array.shards is not None:
+        data = _shard(array, array.shards, chunks)
+    elif array.metadata.zarr_format == 2 and array.order == "F":
+        data = _F_ORDER + data
+    sync(array.store.set(key, default_buffer_prototype().buffer.from_bytes(data)))
+
+
+def _shard(array: zarr.Array, shards: tuple[int, ...], chunks: Mapping[At, bytes]) -> bytes:
+    """Chunks one after another, then where they are (see `xtec.resume`)."""
+    import google_crc32c
+
+    counts = [n // m for n, m in zip(shards, array.chunks, strict=True)]
+    index = np.full((*counts, 2), 2**64 - 1, "<u8")
+    at = 0
+    for place, data in chunks.items():
+        index[place] = at, len(data)
+        at += len(data)
+    raw = index.tobytes()
+    return b"".join(chunks.values()) + raw + struct.pack("<I", google_crc32c.value(raw))
