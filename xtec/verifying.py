@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 from tec.errors import StreamError, TecError
+from tec.specials import fill_value
 
 from .attributes import ATTRIBUTE, CF_ENCODING
 from .chunks import SOUND, ChunkCoder, run_pass
@@ -377,7 +378,7 @@ def _part(pixels: np.ndarray, inner: At, codec: ChunkCoder, array: zarr.Array) -
     some = pixels[tuple(slice(i * n, (i + 1) * n) for i, n in zip(inner, unit, strict=True))]
     if some.shape == unit:
         return some
-    whole = np.full(unit, array.fill_value, array.dtype)
+    whole = np.full(unit, fill_value(codec.config.nodata, array.dtype), array.dtype)
     whole[tuple(map(slice, some.shape))] = some
     return whole
 
