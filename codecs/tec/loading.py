@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .models.compact import CompactConfig
 
 #: Bytes of a checkpoint's file: nothing larger is read (published ones have up to 1 GB).
-LARGEST = 2**32
+LARGEST = 2**31
 #: Channels of the widest layer of a compact network: bounds the memory that a chunk takes.
 WIDEST = 4096
 #: Bands of an image.

@@ -157,7 +157,8 @@ def load(
     try:
         return own(False)
     except WeightsError:
-        found = next((item for item in list(_offered.items()) if item[0].startswith(expect)), None)
+        with _lock:
+            found = next((item for item in _offered.items() if item[0].startswith(expect)), None)
         if found is None and not download:
             raise
     if found is None:
