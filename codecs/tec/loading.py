@@ -212,7 +212,7 @@ def _check_room(make: Callable[[], torch.nn.Module], nbytes: int) -> None:
         count = sum(value.numel() for value in make().state_dict().values())
     if count > nbytes:
         raise WeightsError(
-            f"size mismatch: the network has {count} values, its checkpoint {nbytes} bytes"
+            f"not a checkpoint: size mismatch, {count} values of the network in {nbytes} bytes"
         )
 
 
