@@ -328,7 +328,7 @@ def test_missing_and_wrong_weights(tiny_elic, tiny_fp, tmp_path):
     data = codec.encode(scene(1), tec.CodecConfig(weights=str(tiny_elic), bands=ALL))
     with pytest.raises(tec.WeightsError, match="pass weights="):
         codec.decode(data)
-    with pytest.raises(tec.WeightsError, match="of model 'fp'"):
+    with pytest.raises(tec.WeightsError, match="is needed"):
         codec.decode(data, weights=str(tiny_fp))
     header, specials, dates, _ = stream.unpack(data)
     other = stream.pack(replace(header, digest=bytes(8)), specials, dates)

@@ -3,6 +3,7 @@ to its reader."""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import importlib
 import json
@@ -288,6 +289,19 @@ def test_the_engine_is_light_and_offers_chunks_of_chunks(tmp_path: Path) -> None
         """
     )
     assert printed.splitlines() == ["False", "[] ((2,), (3,), (32, 32), (32, 32))"]
+
+
+@pytest.mark.skipif(not hasattr(xr.Dataset, "load_async"), reason="xarray cannot load_async yet")
+@pytest.mark.parametrize("shards", [None, {"y": 32, "x": 32}])
+def test_the_engine_in_an_event_loop_of_the_user(
+    tmp_path: Path, checkpoint: Path, forget: Any, shards: dict[str, int] | None
+) -> None:
+    wanted = write(tmp_path / "a.zarr", checkpoint, shards=shards)
+    checkpoint.unlink()
+    forget()
+    opened = xr.open_dataset(tmp_path / "a.zarr", engine=XtecBackend)
+    loaded = asyncio.run(opened.load_async())
+    np.testing.assert_array_equal(loaded.s2.values, wanted)
 
 
 def test_the_engine_has_an_entry_point() -> None:
@@ -675,7 +689,7 @@ def test_empty_and_enormous_files_are_not_read(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     with path.open("wb") as file:
         file.truncate(loading.LARGEST + 1)
-    with pytest.raises(WeightsError, match=r"a.pt is not a checkpoint: it has 4294967297 bytes"):
+    with pytest.raises(WeightsError, match=r"a.pt is not a checkpoint: it has 2147483649 bytes"):
         weights.load("fp", weights=str(path))
 
 

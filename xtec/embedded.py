@@ -329,7 +329,7 @@ async def _read(group: zarr.AsyncGroup, name: str, most: int) -> bytes:
         raise _damaged(group, f"{name[:16]}... is missing") from error
     except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
         raise _damaged(group, str(error)) from error
-    return b"".join(np.asarray(piece).tobytes() for piece in pieces)
+    return b"".join(np.ascontiguousarray(piece).data for piece in pieces)
 
 
 def _damaged(group: Any, what: str) -> WeightsError:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .models.compact import CompactConfig
 
 #: Bytes of a checkpoint's file: nothing larger is read (published ones have up to 1 GB).
-LARGEST = 2**32
+LARGEST = 2**31
 #: Channels of the widest layer of a compact network: bounds the memory that a chunk takes.
 WIDEST = 4096
 #: Bands of an image.
@@ -212,7 +212,7 @@ def _check_room(make: Callable[[], torch.nn.Module], nbytes: int) -> None:
         count = sum(value.numel() for value in make().state_dict().values())
     if count > nbytes:
         raise WeightsError(
-            f"size mismatch: the network has {count} values, its checkpoint {nbytes} bytes"
+            f"not a checkpoint: size mismatch, {count} values of the network in {nbytes} bytes"
         )
 
 

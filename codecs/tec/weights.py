@@ -150,15 +150,11 @@ def load(
 
     if not (offered and expect):
         return own(download)
-    with _lock:
-        for key, network in _loaded.items():
-            if key[0] == model and key[1].startswith(expect) and key[2:] == how:
-                _loaded.move_to_end(key)
-                return network
     try:
         return own(False)
     except WeightsError:
-        found = next((item for item in list(_offered.items()) if item[0].startswith(expect)), None)
+        with _lock:
+            found = next((item for item in _offered.items() if item[0].startswith(expect)), None)
         if found is None and not download:
             raise
     if found is None:
@@ -216,10 +212,8 @@ def at_hand(
     expect: str | None = None,
 ) -> bool:
     """Whether `load` finds a checkpoint without a download; what was offered counts."""
-    if expect:
-        loaded = [key[1] for key in list(_loaded) if key[0] == model]
-        if any(digest.startswith(expect) for digest in (*loaded, *list(_offered))):
-            return True
+    if expect and any(digest.startswith(expect) for digest in list(_offered)):
+        return True
     try:
         find(model, weights=weights, sensor=sensor, compression=compression, expect=expect)
     except WeightsError:
