@@ -108,6 +108,32 @@ def test_a_sample_speaks_for_the_whole(tmp_path: Path, monkeypatch: pytest.Monke
     assert psnr == pytest.approx(37, abs=0.3)
 
 
+@pytest.mark.parametrize("kind", ["uint16", "float32"])
+@pytest.mark.parametrize("asked", [55.0, 63.0])
+def test_high_psnr_is_reached_by_a_bound_where_that_is_smaller(
+    tmp_path: Path, kind: str, asked: float
+) -> None:
+    """63 dB is nearly nothing: the next smaller bound is some dB better."""
+    data, scale = cube(y=48, x=48, nodata=True), 1.0
+    if kind == "float32":
+        scale = 1e-4
+        data = data.where(data > 0).astype("float32") * np.float32(1e-4) + np.float32(2e-5)
+    packed = data.tec.compress(
+        model="fp", psnr=asked, scale=None if kind == "uint16" else scale, chunks=CHUNKS
+    )
+    psnr, _ = measured(packed, tmp_path / "a.zarr", scale=scale)
+    assert asked - 0.1 <= psnr <= asked + 1.5
+    assert config(packed).model == "none"
+
+
+def test_lossless_is_as_far_as_psnr_goes() -> None:
+    packed = cube(y=32, x=32).tec.compress(model="fp", psnr=150)
+    assert set(config(packed).max_error or ()) == {0.0}
+    told = target(packed)
+    assert told is not None
+    assert told["found"]["psnr"] is None
+
+
 def test_tt_over_dates(tmp_path: Path) -> None:
     packed = cube(time=2, y=64, x=64).tec.compress(psnr=37)
     assert config(packed).model == "tt"
@@ -171,16 +197,11 @@ def test_without_a_target_compression_is_20() -> None:
 @pytest.mark.parametrize(
     ("asked", "end", "message"),
     [
-        (
-            {"psnr": 55},
-            700,
-            r"psnr=55 is out of reach: .*\d\d\.\d\d dB, with compression 700.*resid",
-        ),
         ({"psnr": 9}, 0.4, r"psnr=9 is out of reach: .* dB, with compression 0.4, which is taken$"),
         (
             {"ratio": 1.5},
             700,
-            r"ratio=1.5 is out of reach: .*ratio of \d.*compression 700.*residual",
+            r"ratio=1.5 is out of reach: .*ratio of \d.*compression 700.*max_error= goes",
         ),
         ({"ratio": 9e5}, 0.4, r"ratio=900000 is out of reach: .*compression 0.4, which is taken$"),
     ],

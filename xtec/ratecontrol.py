@@ -32,6 +32,8 @@ SAMPLE = 16
 MOST_CHUNKS, MOST_BYTES = 256, 2**30
 #: Chunks with pixels from which on their spread tells how far off the whole array may be.
 _ENOUGH = 8
+#: From so many dB on a bound on the error can be smaller than a network's picture of equal PSNR.
+_BOUNDS_FROM = 40.0
 #: Chunks that go through the network together.
 _BATCH = 4
 #: How often λ is tried on the same chunks, at most.
@@ -150,6 +152,12 @@ def reach(packed: xr.DataArray, goal: Goal) -> tuple[CodecConfig, dict[str, Any]
             break
         sample = probes.sample(probes.larger(len(sample)))
     config = search.run(sample, fine)
+    if goal.name == "psnr" and ladder is None and goal.asked >= _BOUNDS_FROM:
+        bounds = _Ladder(probes, goal, _bounds(probes, goal.asked))
+        other = bounds.run(sample, fine)
+        short = probes.value(config, goal, sample) < goal.value - goal.tolerance
+        if short or probes.size(other, sample) < probes.size(config, sample):
+            config, search = other, bounds
     if search.reached(config, sample) and margin > goal.tolerance:
         off = (
             "by an amount that so few chunks with pixels do not tell"
@@ -281,6 +289,11 @@ class Probes:
         variance = (1 - len(sample) / self.total) * n / (n - 1) * np.square(rest).sum()
         relative = 2 * math.sqrt(variance) / over.sum()
         return 10 / _LN10 * relative if goal.name == "psnr" else relative
+
+    def size(self, config: CodecConfig, sample: Sequence[int]) -> int:
+        """Bytes of the streams of the sample."""
+        self._encode(config, sample)
+        return sum(len(self._streams[config, i]) for i in sample)
 
     def found(self, config: CodecConfig, sample: Sequence[int]) -> dict[str, Any]:
         """For the attribute."""
@@ -431,7 +444,7 @@ class _Ladder:
         """The quality that keeps the promise at the least price; the nearest checkpoint."""
         first = self._first(lambda i: self._value(i, sample) >= self.goal.value)
         last = len(self.ladder) - 1
-        if self.ladder[0].model != "flex":
+        if self.ladder[0].model not in ("flex", "none"):
             near = [i for i in (first - 1, first) if 0 <= i <= last]
             chosen = min(near, key=lambda i: abs(self._value(i, sample) - self.goal.value))
         elif self.goal.name == "psnr":
@@ -464,9 +477,14 @@ class _Ladder:
         """Warns where it is not; a quality beyond what was asked for has reached it."""
         value, goal = self.probes.value(config, self.goal, sample), self.goal
         at = self.ladder.index(config)
-        flex = config.model == "flex"
-        name = f"quality {config.quality[0]}" if flex else f"compression {config.compression:g}"  # type: ignore[index]
-        ends = (at == 0 and value > goal.value) or (
+        flex = config.model in ("flex", "none")  # what is beyond the goal keeps the promise
+        name = f"compression {config.compression:g}"
+        if config.quality is not None:
+            name = f"quality {config.quality[0]}"
+        elif config.max_error is not None:
+            name = f"max_error {config.max_error[0]:g}"
+        # Below the largest bound there is the network's λ.
+        ends = (at == 0 and value > goal.value and config.model != "none") or (
             at == len(self.ladder) - 1 and value < goal.value
         )
         off = abs(value - goal.value) > goal.tolerance
@@ -490,8 +508,7 @@ def _round(x: float) -> float:
 def _out_of_reach(goal: Goal, value: float, config: CodecConfig, used: str) -> None:
     better = goal.name == "psnr" and value < goal.value
     more = (
-        ". Only a residual layer (lossless, or of bounded error) would go further, and there is "
-        "none yet"
+        ". max_error= goes further: 0 is lossless"
         if better or (goal.name == "ratio" and value < goal.value)
         else ""
     )
@@ -500,6 +517,20 @@ def _out_of_reach(goal: Goal, value: float, config: CodecConfig, used: str) -> N
         f"(weights {config.weights!r}) gets on this cube is {goal.shown(value)}, with {used}, "
         f"which is taken{more}"
     )
+
+
+def _bounds(probes: Probes, psnr: float) -> list[CodecConfig]:
+    """Bounds on the error around the one that is as far off as this PSNR, in steps of a quarter of
+    a dB: errors are spread evenly up to the bound, or are smaller where the bound is large."""
+    config, exact = probes.coder.config, probes.stored.dtype.kind != "f"
+    even = math.sqrt(3) * PEAK / 10 ** (psnr / 20)
+    values = [even * 1.8 * 0.97**k for k in range(30)]
+    if exact:
+        values = [float(v) for v in sorted({round(v) for v in values} | {0}, reverse=True)]
+    bands = len(config.bands)
+    return [
+        replace(config, model="none", weights="builtin", max_error=(v,) * bands) for v in values
+    ]
 
 
 def _ladder(config: CodecConfig, goal: Goal) -> list[CodecConfig] | None:

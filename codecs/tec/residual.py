@@ -105,7 +105,9 @@ def decode(
         The bytes do not fit.
     """
     rows = _segments(shape)
-    sizes = np.frombuffer(bytes(data[: 4 * len(rows)]), "<u4").astype(np.int64)
+    sizes = np.zeros(0, np.int64)
+    if len(data) >= 4 * len(rows):
+        sizes = np.frombuffer(data, "<u4", len(rows)).astype(np.int64)
     if len(sizes) != len(rows) or sizes.sum() != len(data) - 4 * len(rows):
         raise StreamError("the lengths of the residual's segments do not fit its bytes")
     n = shape[0] if dates is None else min(dates, shape[0])

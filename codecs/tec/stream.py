@@ -378,7 +378,7 @@ def _read_header(reader: _Reader, nbytes: int) -> Header:
         )
     except StreamError:
         raise
-    except ValueError as error:
+    except (ValueError, ArithmeticError) as error:  # a scale of 0
         raise StreamError(f"the header makes no sense: {error}") from error
     return Header(
         config=config,
