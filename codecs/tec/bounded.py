@@ -58,7 +58,7 @@ def encode(
     values, step, bounds = _values(chunk, mask, header)
     header = replace(header, step=step, bounds=bounds)
     pictures, decisions = None, [b""] * len(chunk)
-    if planes is not None:
+    if planes is not None and len(chunk):
         writers = [Writer(1, ScaleGrid(), MARGIN) for _ in chunk]
         pairs = zip(planes, writers, strict=True)
         pictures = np.stack([picture(plane, header, writer) for plane, writer in pairs])
@@ -82,7 +82,7 @@ def decode(
 ) -> None:
     """The first dates, as many as ``out`` (time, band, y, x) has; special pixels get anything."""
     t, y, x = header.extent
-    if not len(out):
+    if t and not len(out):
         return
     shape = (t, out.shape[1], y, x)
     found = residual.decode(
@@ -196,10 +196,9 @@ def _check_bounds(
 ) -> None:
     config = header.config
     for b, allowed in enumerate(config.max_error or ()):
-        error = np.abs(chunk[:, b].astype(np.float64) - out[:, b])
-        if mask is not None:
-            error[mask[:, b]] = 0
-        worst = error.max(initial=0)
+        valid = np.s_[:] if mask is None else ~mask[:, b]
+        error = chunk[:, b][valid].astype(np.float64) - out[:, b][valid]
+        worst = np.abs(error).max(initial=0)
         if worst > allowed * config.scale * (1 + 1e-9):
             why = "this is a fault of xtec, please report it; nothing was written"
             if chunk.dtype.kind == "f":

@@ -68,6 +68,7 @@ def encode(
     -------
     The bytes, and what they decode to, (time, band, y, x) int32; holes hold anything.
     """
+    values = np.ascontiguousarray(values, np.int32)  # chunks may have any memory layout
     out = np.empty(values.shape, np.int32)
     rows = _segments(values.shape)
 
@@ -105,7 +106,8 @@ def decode(
         The bytes do not fit.
     """
     rows = _segments(shape)
-    sizes = np.frombuffer(bytes(data[: 4 * len(rows)]), "<u4").astype(np.int64)
+    lengths = bytes(data[: 4 * len(rows)])
+    sizes = np.frombuffer(lengths[: len(lengths) // 4 * 4], "<u4").astype(np.int64)
     if len(sizes) != len(rows) or sizes.sum() != len(data) - 4 * len(rows):
         raise StreamError("the lengths of the residual's segments do not fit its bytes")
     n = shape[0] if dates is None else min(dates, shape[0])
@@ -128,7 +130,9 @@ def decode(
 
 
 def _segments(shape: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Rows of each segment."""
+    """Rows of each segment; none where nothing is coded."""
+    if 0 in shape:
+        return []
     height = shape[2]
     count = max(1, min(int(np.prod(shape, dtype=np.int64)) // SEGMENT, height // _LOWEST))
     edges = [i * height // count for i in range(count + 1)]
@@ -137,7 +141,7 @@ def _segments(shape: tuple[int, ...]) -> list[tuple[int, int]]:
 
 def _each(work: Callable[[Any], Any], items: list) -> list:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if len(items) == 1 or (cores or 1) < 2:
+    if len(items) < 2 or (cores or 1) < 2:
         return [work(item) for item in items]
     with ThreadPoolExecutor(min(cores or 1, len(items))) as pool:
         return list(pool.map(work, items))
