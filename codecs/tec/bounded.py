@@ -21,7 +21,7 @@ from .entropy.portable import Margin, Reader, ScaleGrid, Writer
 from .errors import StreamError, TecError
 from .samples import as_bits, nodata_value
 from .sensors import SENSORS
-from .stream import MAX_BOUND, Header, Residual
+from .stream import MAX_BOUND, STEPS, Header, Residual
 
 #: Float64 evaluations of a picture differ by 1e-9 steps at most.
 MARGIN = Margin(2.0**-16, 2.0**-40)
@@ -166,6 +166,11 @@ def _values(
             f"max_error={smallest:g} is too small for values up to {np.abs(valid).max():.3g}: "
             "float32 does not hold them so finely; allow a larger error"
         )
+    if not STEPS[0] < step < STEPS[1]:
+        raise TecError(
+            f"max_error={smallest:g} with scale={config.scale:g} makes steps of {step:g} stored "
+            f"units, and they must lie between {STEPS[0]:g} and {STEPS[1]:g}: check scale="
+        )
     return whole.astype(np.int32), float(step), tuple(min(m, MAX_BOUND) for m in bounds)
 
 
@@ -195,6 +200,7 @@ def _check_bounds(
     chunk: np.ndarray, out: np.ndarray, mask: np.ndarray | None, header: Header
 ) -> None:
     config = header.config
+    nodata = nodata_value(config.nodata, header.dtype)
     for b, allowed in enumerate(config.max_error or ()):
         valid = np.s_[:] if mask is None else ~mask[:, b]
         error = chunk[:, b][valid].astype(np.float64) - out[:, b][valid]
@@ -206,6 +212,11 @@ def _check_bounds(
             raise TecError(
                 f"band {config.bands[b]}: an error of {worst / config.scale:.6g} DN where "
                 f"{allowed:g} was allowed: {why}"
+            )
+        if nodata is not None and (out[:, b][valid] == nodata).any():
+            raise TecError(
+                f"band {config.bands[b]}: pixels so near to nodata ({nodata}) that they would "
+                "become it: float32 does not hold them finely enough; allow a larger error"
             )
 
 
