@@ -19,7 +19,7 @@ MAX_SAMPLES = 2**19
 #: Bytes by which memory may grow beyond twice what a valid stream takes.
 SLACK = 48 * 2**20
 #: What describes the image; the rest says how it is coded.
-_IMAGE = ("extent", "grids", "ranges", "specials", "checksum of a date")
+_IMAGE = ("extent", "grids", "ranges", "specials", "checksum of a date", "checksum of pixels")
 
 
 class Finding(AssertionError):
@@ -119,6 +119,9 @@ def _changed(valid: bytes, data: bytes) -> list[str]:
     mine, its = ([date.checksum for date in rest[1]] for rest in (a_rest, b_rest))
     if mine != its:
         names.append("checksum of a date")
+    mine, its = (rest[2].checksums if rest[2] else () for rest in (a_rest, b_rest))
+    if mine != its:
+        names.append("checksum of pixels")
     if a_rest[1:] != b_rest[1:]:
         names.append("sections")
     return names

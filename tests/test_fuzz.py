@@ -253,7 +253,7 @@ MEMORY = """
         specimen = next(s for s in specimens if s.name == {name!r})
         chunk = np.tile(specimen.pixels, (1, 1, 40, 40))  # 640 x 640, with masks
         valid = codec.encode(chunk, specimen.config)
-        header, specials, dates = stream.unpack(valid)
+        header, specials, dates, _ = stream.unpack(valid)
         junk = np.random.default_rng(0).bytes(3000)
         hostile = [
             seal(valid[:-300] + junk[:296]),
