@@ -130,6 +130,8 @@ def embed(store: Store, codecs: Iterable[ChunkCoder]) -> int:
                 paths.update(zip(files, found, strict=True))
             before = wanted[digest].models if digest in wanted else ()
             wanted[digest] = Checkpoint(digest, tuple(sorted({*before, *models})), files)
+    if not wanted:
+        return 0  # model "none" has no weights
     group = root.require_group(GROUP)
     for name, path in paths.items():
         _write(group, name, np.memmap(path, np.uint8, "r"))

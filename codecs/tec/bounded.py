@@ -21,7 +21,7 @@ from .entropy.portable import Margin, Reader, ScaleGrid, Writer
 from .errors import StreamError, TecError
 from .samples import as_bits, nodata_value
 from .sensors import SENSORS
-from .stream import MAX_BOUND, Header, Residual
+from .stream import MAX_BOUND, STEPS, Header, Residual
 
 #: Float64 evaluations of a picture differ by 1e-9 steps at most.
 MARGIN = Margin(2.0**-16, 2.0**-40)
@@ -58,7 +58,7 @@ def encode(
     values, step, bounds = _values(chunk, mask, header)
     header = replace(header, step=step, bounds=bounds)
     pictures, decisions = None, [b""] * len(chunk)
-    if planes is not None:
+    if planes is not None and len(chunk):
         writers = [Writer(1, ScaleGrid(), MARGIN) for _ in chunk]
         pairs = zip(planes, writers, strict=True)
         pictures = np.stack([picture(plane, header, writer) for plane, writer in pairs])
@@ -82,7 +82,7 @@ def decode(
 ) -> None:
     """The first dates, as many as ``out`` (time, band, y, x) has; special pixels get anything."""
     t, y, x = header.extent
-    if not len(out):
+    if t and not len(out):
         return
     shape = (t, out.shape[1], y, x)
     found = residual.decode(
@@ -166,6 +166,11 @@ def _values(
             f"max_error={smallest:g} is too small for values up to {np.abs(valid).max():.3g}: "
             "float32 does not hold them so finely; allow a larger error"
         )
+    if not STEPS[0] < step < STEPS[1]:
+        raise TecError(
+            f"max_error={smallest:g} with scale={config.scale:g} makes steps of {step:g} stored "
+            f"units, and they must lie between {STEPS[0]:g} and {STEPS[1]:g}: check scale="
+        )
     return whole.astype(np.int32), float(step), tuple(min(m, MAX_BOUND) for m in bounds)
 
 
@@ -195,11 +200,11 @@ def _check_bounds(
     chunk: np.ndarray, out: np.ndarray, mask: np.ndarray | None, header: Header
 ) -> None:
     config = header.config
+    nodata = nodata_value(config.nodata, header.dtype)
     for b, allowed in enumerate(config.max_error or ()):
-        error = np.abs(chunk[:, b].astype(np.float64) - out[:, b])
-        if mask is not None:
-            error[mask[:, b]] = 0
-        worst = error.max(initial=0)
+        valid = np.s_[:] if mask is None else ~mask[:, b]
+        error = chunk[:, b][valid].astype(np.float64) - out[:, b][valid]
+        worst = np.abs(error).max(initial=0)
         if worst > allowed * config.scale * (1 + 1e-9):
             why = "this is a fault of xtec, please report it; nothing was written"
             if chunk.dtype.kind == "f":
@@ -207,6 +212,11 @@ def _check_bounds(
             raise TecError(
                 f"band {config.bands[b]}: an error of {worst / config.scale:.6g} DN where "
                 f"{allowed:g} was allowed: {why}"
+            )
+        if nodata is not None and (out[:, b][valid] == nodata).any():
+            raise TecError(
+                f"band {config.bands[b]}: pixels so near to nodata ({nodata}) that they would "
+                "become it: float32 does not hold them finely enough; allow a larger error"
             )
 
 

@@ -68,6 +68,7 @@ def encode(
     -------
     The bytes, and what they decode to, (time, band, y, x) int32; holes hold anything.
     """
+    values = np.ascontiguousarray(values, np.int32)  # chunks may have any memory layout
     out = np.empty(values.shape, np.int32)
     rows = _segments(values.shape)
 
@@ -130,7 +131,9 @@ def decode(
 
 
 def _segments(shape: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Rows of each segment."""
+    """Rows of each segment; none where nothing is coded."""
+    if 0 in shape:
+        return []
     height = shape[2]
     count = max(1, min(int(np.prod(shape, dtype=np.int64)) // SEGMENT, height // _LOWEST))
     edges = [i * height // count for i in range(count + 1)]
@@ -139,7 +142,7 @@ def _segments(shape: tuple[int, ...]) -> list[tuple[int, int]]:
 
 def _each(work: Callable[[Any], Any], items: list) -> list:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if len(items) == 1 or (cores or 1) < 2:
+    if len(items) < 2 or (cores or 1) < 2:
         return [work(item) for item in items]
     with ThreadPoolExecutor(min(cores or 1, len(items))) as pool:
         return list(pool.map(work, items))

@@ -35,6 +35,8 @@ DIGEST = 8  # bytes of the sha256 of the weights that go into a stream
 MAX_SAMPLES = 2**36
 #: No error bound is larger, in steps.
 MAX_BOUND = 2**24
+#: What one step of floats is worth lies between these, exclusive.
+STEPS = (1e-12, 1e12)
 #: Nor is one decoded that declares more than this, unless the caller allows for it: 60 bytes may
 #: declare a chunk of nodata of any size.
 MAX_DECODED = 2**30
@@ -361,7 +363,7 @@ def _read_header(reader: _Reader, nbytes: int) -> Header:
             raise StreamError(f"impossible bound {max(bounds)} of the error in the header")
         if dtype == "float32":
             step = reader.number("step of the values")
-            if not 1e-12 < step < 1e12:
+            if not STEPS[0] < step < STEPS[1]:
                 raise StreamError(f"impossible step {step} of the values in the header")
     try:
         config = CodecConfig(
