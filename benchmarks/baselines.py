@@ -46,14 +46,7 @@ class Baseline:
 
     def missing(self) -> str:
         """Why it cannot be run here; empty where it can."""
-        for package in self.packages:
-            try:
-                module = importlib.import_module(_MODULES.get(package, package))
-            except ImportError as error:
-                return f"{package} cannot be imported ({error})"
-        if self.flag and not getattr(module, self.flag).available:
-            return f"{package} {version(package)} was built without {self.flag}"
-        return ""
+        return missing(self.packages, self.flag)
 
     def stamp(self) -> str:
         """Changes with everything that results depend on."""
@@ -73,6 +66,20 @@ class Baseline:
 
 #: Packages whose module has another name
 _MODULES = {"pillow": "PIL"}
+
+
+def missing(packages: tuple[str, ...], flag: str = "") -> str:
+    """Why a codec cannot be run here; empty where it can. A package may lack the codec: ``flag`` of
+    imagecodecs."""
+    for package in packages:
+        try:
+            module = importlib.import_module(_MODULES.get(package, package))
+        except ImportError as error:
+            return f"{package} cannot be imported ({error})"
+    if flag and not getattr(module, flag).available:
+        return f"{package} {version(package)} was built without {flag}"
+    return ""
+
 
 _QP = (50, 46, 42, 38, 34, 30, 26, 21)
 

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,9 @@ import xarray as xr
 
 #: Dates of a chunk of a series
 DATES = 4
+#: Pixels of a chunk each way, at most
+SIDE = 512
+LEVELS = ("L2A", "L1C")
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,33 @@ def places(
             names = tuple(str(b) for b in cube.band.values)
             offset = float(cube.attrs["offset"])
             yield kind, Chunk(path.stem, tuple(whole), dn[whole], names, offset, series)
+
+
+def whole_cubes(
+    folder: Path, *, level: str | None = None, limit: int | None = None
+) -> Iterator[tuple[str, list[Chunk]]]:
+    """(level, chunks) of each cube, all of it, in chunks of 4 dates and 512 x 512 pixels.
+
+    Parameters
+    ----------
+    level : "L2A" or "L1C"; both where it is left out
+    limit : at most so many cubes of each level, first one of each source, then the second ones
+    """
+    for name in (level,) if level else LEVELS:
+        for path in _in_turns(sorted(folder.glob(f"{name.lower()}_*.zarr")))[:limit]:
+            cube = xr.open_zarr(path, consolidated=False).reflectance
+            bands = tuple(str(b) for b in cube.band.values)
+            times, _, height, width = cube.shape
+            chunks = []
+            for t, y, x in product(
+                range(0, times, DATES), range(0, height, SIDE), range(0, width, SIDE)
+            ):
+                dn = cube.values[t : t + DATES, :, y : y + SIDE, x : x + SIDE]
+                dates = tuple(range(t, t + len(dn)))
+                chunks.append(
+                    Chunk(path.stem, dates, dn, bands, float(cube.attrs["offset"]), times >= 10)
+                )
+            yield name, chunks
 
 
 def _in_turns(paths: list[Path]) -> list[Path]:

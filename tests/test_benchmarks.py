@@ -17,7 +17,9 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 import comparing
 import curves
+import lossless
 import measuring
+import planes
 import rate_distortion
 import report
 import validation
@@ -44,6 +46,69 @@ def test_finer_settings_cost_bytes_and_save_error(name: str) -> None:
     assert sizes == sorted(set(sizes))
     assert errors == sorted(set(errors), reverse=True)
     assert errors[-1] < 60
+
+
+@pytest.mark.parametrize("codec", planes.PLANE_CODECS, ids=lambda codec: codec.name)
+def test_codecs_of_single_bands_keep_the_bound(codec: planes.PlaneCodec) -> None:
+    if why := codec.missing():
+        pytest.skip(why)
+    dn = scene(2, 3, 64, 96)
+    dn[0, 0, :8, :8] = 60000
+    sizes = []
+    for bound in filter(codec.keeps, (0, 2, 20)):
+        parts = codec.there(dn, bound)
+        error = np.abs(codec.back(parts, dn.shape) - dn)
+        assert error.max() <= bound
+        assert (error > 0).any() == (bound > 0)
+        sizes.append(sum(map(len, parts)))
+    assert sizes == sorted(set(sizes), reverse=True)
+    assert 2000 < sizes[-1] < dn.nbytes
+
+
+def test_tables_of_lossless_and_bounded_files(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lossless, "SPEED_BOUNDS", (20,))
+    monkeypatch.setattr(lossless, "chunk_of", lambda *_: (scene(4, 12, 32, 32), 0.0))
+    out = tmp_path / "out.json"
+    arguments = ["--data", str(data), "--bounds", "0", "5", "--only", "sizes", "speed"]
+    lossless.main([*arguments, "--runs", "1", "--json", str(out)])
+    text = capsys.readouterr().out
+    assert "| | L2A, SSL4EO-S12 (1) | L2A, GELOS (1) | L2A, all (2) | largest error |" in text
+    result = json.loads(out.read_text())
+    for cube in result["sizes"]:
+        exact, near = cube["0"]["ours"], cube["5"]["ours"]
+        assert (exact["worst"], exact["psnr"]) == (0, None)
+        assert near["worst"] == 5
+        assert near["psnr"] == pytest.approx(10 * math.log10(1e8 / 10), abs=0.2)  # even: 110 / 11
+        assert near["bpppb"] < exact["bpppb"] < 8
+        assert f"{near['bpppb']:.3f}" in text
+    assert min(row[way] for row in result["speed"] for way in lossless.WAYS) > 0
+
+
+def test_a_bound_that_is_not_kept_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    chunk = validation.Chunk(
+        "place", (0,), scene(1, 12, 32, 32), tuple(measuring.tec.CodecConfig().bands), 0.0
+    )
+    other = lossless.config_of(chunk, 9)
+    monkeypatch.setattr(lossless, "config_of", lambda *_: other)
+    with pytest.raises(SystemExit, match=r"ours is off by 9 DN on place where 5 was the bound"):
+        lossless.ours([chunk], 5)
+
+
+def test_pictures_that_suit_a_bound(data: Path) -> None:
+    assert lossless.pictured(150)["compression"] == 20
+    assert lossless.pictured(1)["compression"] == 700
+
+
+def test_whole_cubes(data: Path) -> None:
+    (level, single), (_, place) = validation.whole_cubes(data)
+    assert level == "L2A"
+    assert [c.dn.shape for c in single] == [(1, 12, 70, 64)]
+    assert [c.dates for c in place] == [(0, 1, 2, 3), (4, 5)]
+    assert (place[0].dn[1, :, :20] == 0).all()
+    assert len(list(validation.whole_cubes(data, level="L2A", limit=1))) == 1
+    assert list(validation.whole_cubes(data, level="L1C")) == []
 
 
 @pytest.mark.parametrize("name", ["KLT + JPEG 2000", "HEVC, a video a band"])

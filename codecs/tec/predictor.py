@@ -41,8 +41,6 @@ _COPIES = 3 * 3 * 4
 CONTEXTS = _COPY + 2 * _COPIES
 #: What a pixel repeats, where planes are known to repeat some.
 NEW, AS_WEST, AS_NORTH, UNKNOWN = 0, 1, 2, 3
-#: Weights are fitted to half of the rows of more pixels than these.
-_MANY = 8192
 #: No weight is larger, in multiples of 2**-SHIFT.
 LARGEST_WEIGHT = 1 << 15
 
@@ -52,8 +50,9 @@ _TOP_BIT, _SECOND_BIT, _THIRD_BIT, _DONE, _BESIDE = 5, 6, 7, 8, 9
 _IS_WEST, _IS_NORTH = 10, 11
 
 Tap = tuple[int, int]
-_NEAR: tuple[Tap, ...] = ((0, -1), (-1, 0), (-1, -1), (-1, 1))
-_FAR: tuple[Tap, ...] = ((0, -2), (-2, 0))
+#: Taps of the plane itself.
+NEAR: tuple[Tap, ...] = ((0, -1), (-1, 0), (-1, -1), (-1, 1))
+FAR: tuple[Tap, ...] = ((0, -2), (-2, 0))
 _CROSS: tuple[Tap, ...] = ((0, 0), (0, -1), (-1, 0), (0, 1), (1, 0))
 _CORNERS: tuple[Tap, ...] = ((-1, -1), (-1, 1), (1, -1), (1, 1))
 
@@ -76,7 +75,7 @@ class Group(NamedTuple):
 def groups_of(others: int, picture: bool) -> list[Group]:
     """Groups of taps where so many other planes are there, the first a picture of the plane itself
     if ``picture`` says so. The first group is always taken."""
-    found = [Group(0, _NEAR, True), Group(0, _FAR, True)]
+    found = [Group(0, NEAR, True), Group(0, FAR, True)]
     for plane in range(1, others + 1):
         own = picture and plane == 1
         found.append(Group(plane, _CROSS, own))
@@ -101,7 +100,14 @@ def copies_of(plane: np.ndarray, holes: np.ndarray | None) -> np.ndarray:
 
 def padded(plane: np.ndarray) -> np.ndarray:
     """(y, x) with its edges repeated, int32."""
-    return np.pad(plane, ((ABOVE, BELOW), (BESIDE, BESIDE)), mode="edge").astype(np.int32)
+    height, width = plane.shape
+    out = np.empty((ABOVE + height + BELOW, width + 2 * BESIDE), np.int32)
+    out[ABOVE : ABOVE + height, BESIDE : BESIDE + width] = plane
+    out[:, :BESIDE] = out[:, BESIDE : BESIDE + 1]
+    out[:, BESIDE + width :] = out[:, BESIDE + width - 1 : BESIDE + width]
+    out[:ABOVE] = out[ABOVE]
+    out[ABOVE + height :] = out[ABOVE + height - 1]
+    return out
 
 
 def linear(
@@ -131,93 +137,6 @@ def linear(
                 sums[neighbour] = sums.get(neighbour, 0) - weight
     places = sorted(sums)
     return np.array(places, np.int64), np.array([sums[p] for p in places], np.int64)
-
-
-def fit(
-    planes: np.ndarray,
-    rows: tuple[int, int],
-    groups: Sequence[Group],
-    holes: np.ndarray | None,
-    bound: int,
-    noise: float,
-    copies: np.ndarray | None = None,
-) -> tuple[list[bool], np.ndarray]:
-    """Which groups to take, and their weights, by least squares over some rows.
-
-    Parameters
-    ----------
-    planes : (planes, y, x) int32, padded; the first holds the pixels that are to be coded
-    rows : first and last, exclusive
-    holes : (y, x) bool, or None: pixels that say nothing
-    bound : of the error
-    noise : variance that the plane's decoded pixels differ by from these
-    copies : (y, x), what pixels repeat, or None: those that do are not predicted
-    """
-    top, bottom = rows
-    width = planes.shape[2] - 2 * BESIDE
-
-    every = 2 if (bottom - top) * width > _MANY else 1  # half of many pixels say as much
-
-    def shifted(plane: int, tap: Tap) -> np.ndarray:
-        y, x = tap[0] + ABOVE, tap[1] + BESIDE
-        return planes[plane, top + y : bottom + y : every, x : x + width].astype(np.float32)
-
-    bases = {
-        plane: shifted(plane, (0, -1)) + shifted(plane, (-1, 0))
-        for plane in {0 if group.own else group.plane for group in groups}
-    }
-    near = {tap: i for i, tap in enumerate((*_NEAR, *_FAR))}
-    columns: list[np.ndarray] = []
-    loads, slices = [], []
-    for plane, taps, own in groups:
-        slices.append(slice(len(columns), len(columns) + len(taps)))
-        for tap in taps:
-            columns.append(2 * shifted(plane, tap) - bases[0 if own else plane])
-            load = np.zeros(len(near))
-            if own:
-                load[[0, 1]] -= 1
-            if plane == 0:
-                load[near[tap]] += 2
-            loads.append(load)
-    target = (2 * shifted(0, (0, 0)) - bases[0]).ravel()
-    activity = np.abs(columns[: len(_NEAR)]).sum(0) + np.float32(8 + 8 * bound)
-    weight = 1 / (activity * np.sqrt(activity))
-    if holes is not None:
-        around = np.pad(holes, ((1, 0), (1, 1)), mode="edge")
-        bad = around[1:, 1:-1] | around[1:, :-2]
-        bad |= around[:-1, 1:-1] | around[:-1, :-2] | around[:-1, 2:]
-        weight = np.where(bad[top:bottom:every], np.float32(0), weight)
-    if copies is not None:
-        weight = np.where(copies[top:bottom:every] == NEW, weight, np.float32(0))
-    features = np.stack([column.ravel() for column in columns])
-    weighted = features * weight.ravel()
-    matrix = (weighted @ features.T).astype(np.float64)
-    vector = (weighted @ target).astype(np.float64)
-    energy = float((weight.ravel() * target) @ target)
-    spread = noise * float(weight.sum())
-    load = np.array(loads)
-    matrix += spread * (load @ load.T)
-    vector += spread * (load @ np.array([-1, -1, 0, 0, 0, 0.0]))
-    energy += 2 * spread
-    count = every * int(np.count_nonzero(weight))
-
-    def solved(taken: list[int]) -> tuple[float, np.ndarray]:
-        some = np.concatenate([np.r_[slices[g]] for g in taken])
-        whole = matrix[np.ix_(some, some)]
-        ridge = 1e-5 * np.trace(whole) / len(some) + 1e-12
-        solution = np.linalg.solve(whole + np.eye(len(some)) * ridge, vector[some])
-        rest = energy - 2 * solution @ vector[some] + solution @ whole @ solution
-        return max(rest, 1e-9 * energy + 1e-30), solution
-
-    taken = [0]
-    rest, solution = solved(taken)
-    for group in range(1, len(groups)):
-        other, found = solved([*taken, group])
-        if count / 2 * np.log2(rest / other) > 9 * len(groups[group].taps):
-            taken.append(group)
-            rest, solution = other, found
-    quantised = np.rint(solution * (1 << SHIFT)).clip(-LARGEST_WEIGHT, LARGEST_WEIGHT)
-    return [g in taken for g in range(len(groups))], quantised.astype(np.int64)
 
 
 def _level_of(total: int) -> int:

@@ -23,6 +23,7 @@ from . import predictor
 from .coarse import Grid, find_grids, native
 from .entropy.binary import NUMBER, Coder
 from .errors import StreamError
+from .fitting import fit
 from .interpolation import interpolate, refine
 from .predictor import GAPS, LENGTHS, NUMBERS, PLAIN, WEIGHTS, Group
 
@@ -226,8 +227,9 @@ class _Lattice:
             cells = np.rint(native(plane.astype(np.float32), self.grid)).astype(np.int32)
             refine(cells, plane, self.grid)
             return cells
-        if holes is not None:
-            plane = np.where(holes, np.int32(-LIMIT), plane)
+        if holes is None:
+            return plane[self.rows[:, None], self.columns]
+        plane = np.where(holes, np.int32(-LIMIT), plane)
         cells = np.maximum.reduceat(plane, self.rows, axis=0)
         return np.maximum.reduceat(cells, self.columns, axis=1)
 
@@ -445,9 +447,10 @@ class _Band:
         coder, (low, high) = self.coder, limits
         height, width = shape
         groups = predictor.groups_of(len(others), picture)
-        known = [predictor.padded(other) for other in others]
-        blank = np.zeros((height + 3, width + 4), np.int32)
-        planes = np.stack([blank, *known]).reshape(-1)
+        planes = np.zeros((1 + len(others), height + 3, width + 4), np.int32)
+        for i, other in enumerate(others):
+            planes[1 + i] = predictor.padded(other)
+        flat = planes.reshape(-1)
         missing = _NO_HOLES if holes is None else np.ascontiguousarray(holes, np.uint8)
         table, first, original = None, low, None
         work = np.zeros(shape, np.int32)
@@ -457,7 +460,7 @@ class _Band:
                 work[holes] = low
             table = _table(work if holes is None else work[~holes], self.bound, limits, nodata)
             first = int(work[0, 0])
-            original = np.stack([predictor.padded(work), *known])
+            original = predictor.padded(work)
         first = low + coder.number(first - low, NUMBERS + PLAIN * NUMBER)
         table = self._code_table(table, low, high)
         if not low <= first <= high:
@@ -473,18 +476,18 @@ class _Band:
             if original is not None:
                 noise = self.bound**2 / 3
                 if picture:
-                    rest = (original[0] - original[1]).astype(np.float64)
+                    rest = (original - planes[1]).astype(np.float64)
                     noise = min(noise, float(np.mean(rest * rest)))
                 repeats = self.copies if self.lattice.copying else None
-                choice = predictor.fit(
-                    original, (top, bottom), groups, holes, self.bound, noise, repeats
+                choice = fit(
+                    original, planes, (top, bottom), groups, holes, self.bound, noise, repeats
                 )
             taken, weights = self._code_weights(groups, choice)
             sums = predictor.linear(taken, weights, shape)
             settings = (top, bottom, first, low, high, self.bound, nodata)
             copies = self.copies, self.copies_before
             self._run(
-                work, missing, planes, sums, _NO_PLANE, settings, errors, table, nearest, copies
+                work, missing, flat, sums, _NO_PLANE, settings, errors, table, nearest, copies
             )
         return work
 
@@ -529,12 +532,13 @@ class _Band:
         if len(self.weights) < taps[-1]:
             self.weights = np.pad(self.weights, (0, taps[-1] - len(self.weights)))
         chosen = np.concatenate([np.arange(taps[g], taps[g + 1]) for g in taken])
-        for i, place in enumerate(chosen.tolist()):
-            value = 0 if choice is None else int(choice[1][i] - self.weights[place])
-            value = coder.number(value, NUMBERS + (WEIGHTS + place) * NUMBER)
-            self.weights[place] += value
-            if abs(self.weights[place]) > predictor.LARGEST_WEIGHT:
-                raise StreamError("the residual holds a weight out of range")
+        steps = np.zeros(len(chosen), np.int64)
+        if choice is not None:
+            steps = choice[1] - self.weights[chosen]
+        contexts = NUMBERS + (WEIGHTS + chosen) * NUMBER
+        self.weights[chosen] += coder.numbers_at(steps, contexts)
+        if np.abs(self.weights[chosen]).max() > predictor.LARGEST_WEIGHT:
+            raise StreamError("the residual holds a weight out of range")
         return [groups[g] for g in taken], self.weights[chosen]
 
     def _code_table(self, table: np.ndarray | None, low: int, high: int) -> np.ndarray:

@@ -119,32 +119,44 @@ def finish(state, data, encoding):  # type: ignore[no-untyped-def]
     return at + 1
 
 
+@njit(nogil=True, error_model="numpy")
+def _number(value, context, chances, counts, state, data, encoding):  # type: ignore[no-untyped-def]
+    if code(1 if value == 0 else 0, context, chances, counts, state, data, encoding):
+        return int64(0)
+    negative = code(1 if value < 0 else 0, context + 1, chances, counts, state, data, encoding)
+    size = -value if value < 0 else value
+    bits = int64(0)
+    if encoding:
+        while (size >> (bits + 1)) > 0:
+            code(1, context + 2 + bits, chances, counts, state, data, encoding)
+            bits += 1
+        code(0, context + 2 + bits, chances, counts, state, data, encoding)
+    else:
+        while bits < NUMBER - 3 and code(
+            0, context + 2 + bits, chances, counts, state, data, encoding
+        ):
+            bits += 1
+    size = (int64(1) << bits) | raw(size, bits, state, data, encoding)
+    return -size if negative else size
+
+
 @kernel(
     void(int64[::1], int64, int64, int64[::1], int64[::1], int64[::1], uint8[::1], boolean),
 )
 def _numbers(values, first, chain, chances, counts, state, data, encoding):  # type: ignore[no-untyped-def]
     for i in range(values.size):
-        value, context = values[i], first
+        context = first
         if i > 0:
             context += NUMBER * min(abs(values[i - 1]), chain)
-        if code(1 if value == 0 else 0, context, chances, counts, state, data, encoding):
-            values[i] = 0
-            continue
-        negative = code(1 if value < 0 else 0, context + 1, chances, counts, state, data, encoding)
-        size = -value if value < 0 else value
-        bits = int64(0)
-        if encoding:
-            while (size >> (bits + 1)) > 0:
-                code(1, context + 2 + bits, chances, counts, state, data, encoding)
-                bits += 1
-            code(0, context + 2 + bits, chances, counts, state, data, encoding)
-        else:
-            while bits < NUMBER - 3 and code(
-                0, context + 2 + bits, chances, counts, state, data, encoding
-            ):
-                bits += 1
-        size = (int64(1) << bits) | raw(size, bits, state, data, encoding)
-        values[i] = -size if negative else size
+        values[i] = _number(values[i], context, chances, counts, state, data, encoding)
+
+
+@kernel(
+    void(int64[::1], int64[::1], int64[::1], int64[::1], int64[::1], uint8[::1], boolean),
+)
+def _numbers_at(values, contexts, chances, counts, state, data, encoding):  # type: ignore[no-untyped-def]
+    for i in range(values.size):
+        values[i] = _number(values[i], contexts[i], chances, counts, state, data, encoding)
 
 
 @kernel(void(int64[::1], uint8[::1], boolean))
@@ -196,6 +208,12 @@ class Coder:
         """
         out = np.array(values, np.int64)
         _numbers(out, context, chain, *self.parts)
+        return out
+
+    def numbers_at(self, values: np.ndarray, contexts: np.ndarray) -> np.ndarray:
+        """As `numbers`, each with contexts of its own from (k,) int64 on."""
+        out = np.array(values, np.int64)
+        _numbers_at(out, np.ascontiguousarray(contexts, np.int64), *self.parts)
         return out
 
     def number(self, value: int, context: int) -> int:
