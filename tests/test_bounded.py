@@ -12,9 +12,9 @@ import pytest
 import tec
 import torch
 from arrays import run
+from bounded_cubes import KINDS, Case, band, cases, check_bound
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from planes import KINDS, Case, band, cases, check_bound
 from scenes import scene
 from tec import StreamError, TecError, bounded, codec, stream
 

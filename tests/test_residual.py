@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import residual_oracle
+from bounded_cubes import KINDS, band, cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planes import KINDS, band, cases
 from tec import StreamError, residual
 from tec.entropy.binary import NUMBER, Coder
 
