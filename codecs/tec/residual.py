@@ -174,6 +174,16 @@ class _Lattice:
         return self.grid is None and (len(self.rows), len(self.columns)) == self.size
 
     @property
+    def cells(self) -> int:
+        return len(self.rows) * len(self.columns)
+
+    @property
+    def even(self) -> bool:
+        """Whether cells are of one size, to within a pixel, but for those cut at the edges."""
+        inside = [np.diff(starts)[1:] for starts in (self.rows, self.columns)]
+        return all(not sizes.size or np.ptp(sizes) <= 1 for sizes in inside)
+
+    @property
     def shape(self) -> tuple[int, int]:
         """Of the plane that is coded first."""
         beyond = 0 if self.grid is None else 2
@@ -246,10 +256,18 @@ def _lattice(band: np.ndarray, holes: np.ndarray | None) -> _Lattice:
             cells = found.take(band[0], None)
             if (found.spread(cells) != band[0]).mean() > 0.1:
                 found = None
+    if found is not None and (found.grid is not None or found.even):
+        return found
+    # Dates differ where they were resampled differently; and a grid that is turned against the
+    # chunk's can look like one of more and smaller cells.
+    new = [
+        (predictor.copies_of(plane, None if holes is None else holes[t]) == predictor.NEW).mean()
+        for t, plane in enumerate(band)
+    ]
     if found is None:
-        copies = predictor.copies_of(band[0], None if holes is None else holes[0])
-        found = replace(whole, copying=bool((copies != predictor.NEW).mean() > _REPEATING))
-    return found
+        return replace(whole, copying=bool(min(new) < 1 - _REPEATING))
+    turned = 2 * np.mean(new) * size[0] * size[1] < found.cells
+    return replace(whole, copying=True) if turned else found
 
 
 def _repetition(
@@ -269,9 +287,9 @@ def _repetition(
             if new.all():
                 break
         starts.append(np.flatnonzero(new))
-    if 4 * len(starts[0]) * len(starts[1]) > 3 * size[0] * size[1]:
-        return None
     found = _Lattice(starts[0], starts[1], size)
+    if 4 * found.cells > 3 * size[0] * size[1]:
+        return None
     if holes is not None:  # values may differ across holes
         for plane, missing in zip(band, holes):
             same = found.spread(found.take(plane, missing)) == plane
