@@ -123,7 +123,7 @@ def main() -> None:
             memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3
             encode = median_seconds(lambda: codec.encode(chunk, config), args.runs)  # noqa: B023
             decode = median_seconds(lambda: codec.decode(data), args.runs)  # noqa: B023
-            _, specials, dates = stream.unpack(data)
+            _, specials, dates, _ = stream.unpack(data)
             payload = sum(len(d.payload) for d in dates)
             decisions = sum(len(d.decisions) for d in dates)
             frame = len(data) - payload - decisions - len(specials)

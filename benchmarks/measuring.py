@@ -110,7 +110,7 @@ def measure(name: str, setting: float, chunk: Chunk) -> dict[str, Any]:
         "dates": [measures(*pair, chunk) for pair in zip(chunk.dn, back, strict=True)],
     }
     if isinstance(codec, Model):
-        header, _, dates = stream.unpack(parts[0])
+        header, _, dates, _ = stream.unpack(parts[0])
         record["adds"] = [d.nbytes + FRAMING for d in dates]
         record["told"] = list(header.told)
     return record

@@ -504,7 +504,7 @@ def test_chunks_of_different_grids_in_one_batch(tiny_elic, monkeypatch):
 def test_a_grid_that_no_decoder_knows_is_refused(tiny_elic):
     chunk = repeat_bands(scene(1, 12, 40, 50), ALL)
     data = codec.encode(chunk, tec.CodecConfig(weights=str(tiny_elic), bands=ALL))
-    header, specials, dates = stream.unpack(data)
+    header, specials, dates, _ = stream.unpack(data)
     unknown = stream.pack(replace(header, grids=(LAST_GRID + 1,) * 12), specials, dates)
     with pytest.raises(tec.StreamError, match="unknown grids"):
         codec.decode(unknown, weights=str(tiny_elic))

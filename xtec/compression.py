@@ -24,7 +24,7 @@ T = TypeVar("T", xr.Dataset, xr.DataArray)
 #: ``compression`` where neither it nor a target is given.
 DEFAULT = 20.0
 #: Bounds, in DN, from where on a lossy picture under the residual can make a chunk smaller.
-_COARSE = 64.0
+_COARSE = 100.0
 
 
 def compress(
@@ -82,7 +82,7 @@ def compress(
         How far any valid pixel may come back from the original, in DN; 0 is lossless (of integers).
         A guarantee, and the same integers on every machine. ``{"B02": 5, "default": 20}`` gives
         bands bounds of their own. Alone, it makes the smallest file that keeps it: without a
-        network, and so without weights, or, from 64 DN on, where that makes a chunk smaller, with
+        network, and so without weights, or, from 100 DN on, where that makes a chunk smaller, with
         a lossy picture of ``model`` below. With ``compression`` or ``quality``, that lossy picture
         is always there.
     weights : str

@@ -160,9 +160,10 @@ class XtecCodec(
             absent = next(g for b, (g, *_) in zip(buffers, batch, strict=True) if b is None)
             raise MissingChunkError(
                 f"{_where(absent)} was never written: was writing this store interrupted? Write "
-                f"the missing part again. To look at what is there, with nodata in place of "
-                f"missing chunks, set xtec.settings.missing_chunks = 'fill' "
-                f"(or XTEC_MISSING_CHUNKS=fill in the environment)"
+                "the missing part again (to_zarr(..., resume=True) does that). To look at what is "
+                "there, with nodata in place of missing chunks, set "
+                "xtec.settings.missing_chunks = 'fill' (or XTEC_MISSING_CHUNKS=fill in the "
+                "environment)"
             )
         await self._bring_weights(batch[0][0], [one[:3] for one in found])
         chunks = iter(

@@ -97,8 +97,16 @@ def decode(
     _store(found, header, out)
 
 
-def check(coded: Residual, out: np.ndarray) -> None:
-    """StreamError unless the decoded dates are those that were written."""
+def check(coded: Residual, out: np.ndarray, mask: np.ndarray | None, nodata: float | None) -> None:
+    """StreamError unless the decoded dates are those that were written, and no valid pixel is
+    nodata (which a made-up header may call what the pixels are)."""
+    value: Any = nodata_value(nodata, out.dtype)
+    for date, plane in enumerate(out if value is not None and np.isfinite(value) else ()):
+        found = plane == value
+        if found.any() and (mask is None or (found & ~mask[date]).any()):
+            raise StreamError(
+                f"date {date}: valid pixels decode to nodata ({nodata}): the stream is made up"
+            )
     for date, (plane, checksum) in enumerate(zip(out, coded.checksums)):
         if _checksum(plane) != checksum:
             raise StreamError(

@@ -427,7 +427,7 @@ class _Coded:
         if self.mask is not None:
             for out, mask, values in zip(inside, self.mask, self.values):
                 samples.as_bits(out)[mask] = samples.as_bits(values)
-        bounded.check(self.residual, inside)
+        bounded.check(self.residual, inside, self.mask, self.header.config.nodata)
 
 
 def _padded(extent: tuple[int, int, int], stride: int) -> tuple[int, int]:
