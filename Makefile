@@ -10,7 +10,7 @@ test: .venv/tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n auto --dist loadfile
 
 # Hostile input: seeded cases, then runs guided by coverage where atheris can be installed.
 CASES ?= 100000
