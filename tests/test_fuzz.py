@@ -136,7 +136,7 @@ def test_a_wrong_checksum_that_is_taken_is_found(
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
 def test_too_much_memory_is_found(fp: corpus.Specimen, monkeypatch: pytest.MonkeyPatch) -> None:
-    wrong(lambda pixels: pixels + np.zeros_like(pixels) * int(np.ones(2**24)[0]), monkeypatch)
+    wrong(lambda pixels: pixels + np.zeros_like(pixels) * int(np.ones(2**26)[0]), monkeypatch)
     monkeypatch.setattr(judging, "_valid_growth", lambda *args: 2**20)
     with pytest.raises(Finding, match="memory grew"):
         judge(fp, fp.data)

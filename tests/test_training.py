@@ -30,6 +30,14 @@ from tec.training.train import Pair, Recipe, Trainer, extend, loss_lambda
 BANDS = SENSORS["S2L2A"].bands
 
 
+@pytest.fixture(autouse=True)
+def denormals():
+    """The command has the processor flush them, in the thread that it runs in: here, that of all
+    tests."""
+    yield
+    torch.set_flush_denormal(False)
+
+
 @pytest.fixture(scope="module")
 def cubes(tmp_path_factory) -> Path:
     """A folder of three small cubes as the training expects them; one lacks bands, one has
