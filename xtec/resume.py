@@ -13,27 +13,23 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
-from zipfile import BadZipFile
 
 import numpy as np
 import xarray as xr
 import zarr
 from tec.errors import TecError
-from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import MemoryStore
 
 from .attributes import ATTRIBUTE
 from .chunks import ChunkCoder
 from .embedded import GROUP
+from .objects import At, Region, grid_of, keys_of, read, region_of, streams_in, unit_of
 from .rootlast import LEFT_OVER, ROOT_KEYS, UNFINISHED, RootLast
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
     from zarr.core.buffer import Buffer
-
-At = tuple[int, ...]  # place of a chunk in the grid
-Region = tuple[slice, ...]
 
 #: Attributes (or entries of ours) and groups that are added once the chunks are there: what a store
 #: has of them is no difference, and goes when it is written again.
@@ -44,7 +40,6 @@ _METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
 _AT_ONCE = 8  # chunks that are checked side by side
 _BATCH = 1024
 _REGIONS = 500  # that are written in one go: Dask's time for them grows with their square
-_NOT_THERE = 2**64 - 1  # offset in the index of a shard
 
 
 @dataclass(frozen=True)
@@ -120,11 +115,11 @@ def survey(obj: xr.Dataset | xr.DataArray, name: str, target: Store, zarr_format
     arrays = {}
     for path, variable in _dask_variables(obj, name):
         array = _open(guarded, path, zarr_format, "r" if target.read_only else "r+")
-        arrays[path] = array, variable, _chunk_keys(array, path)
+        arrays[path] = array, variable, keys_of(array, path)
     chunk_keys = {key for *_, keys in arrays.values() for key in keys.values()}
     _check_keys(stored, chunk_keys | staged.keys(), target)
 
-    outdated = {key: data for key, data in staged.items() if _read(target, key) != data.to_bytes()}
+    outdated = {key: data for key, data in staged.items() if read(target, key) != data.to_bytes()}
     rooted = not any(key in ROOT_KEYS for key in outdated)
     spoilt = [key for key in stored if key.endswith(LEFT_OVER)]
     left = []
@@ -133,13 +128,13 @@ def survey(obj: xr.Dataset | xr.DataArray, name: str, target: Store, zarr_format
         there = {at: key for at, key in keys.items() if key in stored}
         damaged = _damaged(array, target, there)
         spoilt += [there[at] for at in damaged]
-        todo = np.zeros(_grid(array), bool)
+        todo = np.zeros(grid_of(array), bool)
         for at in damaged:
             todo[at] = True
         for at in keys.keys() - there.keys():
             todo[at] = True
         if todo.any():
-            regions = list(_regions(variable.chunks, _unit(array), todo))  # type: ignore[arg-type]
+            regions = list(_regions(variable.chunks, unit_of(array), todo))  # type: ignore[arg-type]
             left.append((path, variable, regions))
         whole += int(todo.size - todo.sum())
         written += int(todo.sum())
@@ -251,15 +246,6 @@ async def _keys(store: Store) -> list[str]:
     return [key async for key in store.list()]
 
 
-def _read(store: Store, key: str) -> bytes | None:
-    """None where there is nothing, or nothing that can be read."""
-    try:
-        data = sync(store.get(key, default_buffer_prototype()))
-    except BadZipFile:
-        return None
-    return None if data is None else data.to_bytes()
-
-
 # whether it is the same job
 
 
@@ -270,7 +256,7 @@ def _check_metadata(staged: dict[str, Buffer], target: Store, stored: Iterable[s
         # consolidated metadata repeat the others
         if last not in _METADATA or last == ".zmetadata" or _is_added(key):
             continue
-        found = _json(_read(target, key))
+        found = _json(read(target, key))
         if not found or found.get("zarr_format") == UNFINISHED:
             continue  # damaged, attributes that are still to come, or the mark
         wanted = _json(staged[key].to_bytes()) if key in staged else None
@@ -334,21 +320,6 @@ def _differences(found: Any, wanted: Any, path: str) -> Iterator[str]:
 # which chunks are whole
 
 
-def _unit(array: zarr.Array) -> tuple[int, ...]:
-    """Shape of what one object of the store holds."""
-    return array.shards or array.chunks
-
-
-def _grid(array: zarr.Array) -> tuple[int, ...]:
-    return tuple(-(-size // n) for size, n in zip(array.shape, _unit(array), strict=True))
-
-
-def _chunk_keys(array: zarr.Array, path: str) -> dict[At, str]:
-    """The key of each chunk (or shard), by its place in the grid."""
-    encode = array.metadata.encode_chunk_key
-    return {at: f"{path}/{encode(at)}" for at in np.ndindex(*_grid(array))}
-
-
 def _damaged(array: zarr.Array, target: Store, there: dict[At, str]) -> list[At]:
     """Which of the chunks (or shards) that are there are not whole.
 
@@ -361,7 +332,7 @@ def _damaged(array: zarr.Array, target: Store, there: dict[At, str]) -> list[At]
     def is_whole(at: At) -> bool:
         if codec is None:
             return _decodes(array, at)
-        return _is_ours(_read(target, there[at]), array, codec, at)
+        return _is_ours(read(target, there[at]), array, codec, at)
 
     places = list(there)
     damaged: list[At] = []
@@ -375,7 +346,7 @@ def _damaged(array: zarr.Array, target: Store, there: dict[At, str]) -> list[At]
 
 def _decodes(array: zarr.Array, at: At) -> bool:
     try:
-        array[tuple(slice(i * n, (i + 1) * n) for i, n in zip(at, _unit(array), strict=True))]
+        array[region_of(array, at)]
     except Exception:  # each compressor has errors of its own
         return False
     return True
@@ -383,15 +354,10 @@ def _decodes(array: zarr.Array, at: At) -> bool:
 
 def _is_ours(data: bytes | None, array: zarr.Array, codec: ChunkCoder, at: At) -> bool:
     """Whether a chunk, or each one in a shard, is an undamaged stream with the codec's settings."""
-    from .zarr2 import _F_ORDER, XtecCodec2
-
     if data is None:
         return False
     try:
-        if array.shards is not None:
-            streams = _in_shard(data, array, array.shards, at)
-        else:
-            streams = [data.removeprefix(_F_ORDER) if isinstance(codec, XtecCodec2) else data]
+        streams = streams_in(data, array, at).values()
         return all(_has_settings(stream, codec, array.dtype) for stream in streams)
     except TecError:
         return False
@@ -417,32 +383,6 @@ def _has_settings(data: bytes, codec: ChunkCoder, dtype: np.dtype) -> bool:
         stream.weights_id(config.weights) == header.config.weights
         and header.digest.hex() == sha256[: 2 * stream.DIGEST]
     )
-
-
-def _in_shard(data: bytes, array: zarr.Array, shards: tuple[int, ...], at: At) -> list[bytes]:
-    """The chunks in a shard. Raises TecError unless the shard is as one write leaves it.
-
-    The index is at the end: offset and length of each chunk, uint64, and a CRC-32C of all that.
-    """
-    import google_crc32c
-
-    counts = [n // m for n, m in zip(shards, array.chunks, strict=True)]
-    nbytes = 16 * int(np.prod(counts))
-    index, checksum = data[-nbytes - 4 : -4], data[-4:]
-    if len(index) < nbytes or google_crc32c.value(index) != int.from_bytes(checksum, "little"):
-        raise TecError("the index of the shard is damaged")
-    places = np.frombuffer(index, "<u8").reshape(*counts, 2)
-    # chunks beyond the end of the array are never written
-    inside = tuple(
-        slice(0, -(-min(n, size - i * n) // m))
-        for i, n, m, size in zip(at, shards, array.chunks, array.shape, strict=True)
-    )
-    wanted = np.zeros(counts, bool)
-    wanted[inside] = True
-    lengths = places[wanted][:, 1]
-    if ((places[..., 0] != _NOT_THERE) != wanted).any() or lengths.sum() + nbytes + 4 != len(data):
-        raise TecError("the shard does not hold the chunks that it should")
-    return [data[start : start + length] for start, length in places[wanted].tolist()]
 
 
 # what is written

@@ -8,9 +8,9 @@ written is repaired: a chunk that fails is written again with a wider margin, th
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from tec.specials import fill_value
 from .attributes import ATTRIBUTE, CF_ENCODING
 from .chunks import SOUND, ChunkCoder, run_pass
 from .messages import warn
+from .objects import At, keys_of, object_of, read, region_of, streams_in
 from .ratecontrol import spread
 
 if TYPE_CHECKING:
@@ -34,8 +35,6 @@ _FEW, _ONE_IN = 16, 20
 _TOGETHER = 4
 #: How many times wider the margin of a chunk gets that fails.
 _WIDER = 16.0
-
-At = tuple[int, ...]
 
 
 @dataclass
@@ -61,7 +60,7 @@ class Verified:
     missing: list[str] = field(default_factory=list)
     damaged: list[tuple[str, str]] = field(default_factory=list)
     repaired: list[tuple[str, str]] = field(default_factory=list)
-    _sums: np.ndarray = field(default_factory=lambda: np.zeros((3, 0)), repr=False)
+    _sums: np.ndarray = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._sums = np.zeros((3, len(self.bands)))
@@ -200,9 +199,7 @@ def check(
     source : what the array was made of, as it is stored; or None
     repair : write those that fail again; needs the source, and a store that can be written
     """
-    from .resume import _chunk_keys
-
-    keys = _chunk_keys(array, array.store_path.path)
+    keys = keys_of(array, array.store_path.path)
     places = list(keys)
     if sample:
         shape = tuple(n + 1 for n in places[-1])
@@ -302,19 +299,9 @@ def _pixels(
         return
     import dask
 
-    regions = [_region(array, at) for at in places]
+    regions = [region_of(array, at) for at in places]
     for block in dask.compute(*(source.data[region] for region in regions)):
         yield np.asarray(block)
-
-
-def _region(array: zarr.Array, at: At) -> tuple[slice, ...]:
-    from .resume import _unit
-
-    unit = _unit(array)
-    return tuple(
-        slice(i * n, min((i + 1) * n, size))
-        for i, n, size in zip(at, unit, array.shape, strict=True)
-    )
 
 
 def _look(
@@ -326,21 +313,19 @@ def _look(
     pixels: np.ndarray | None,
     repair: bool,
 ) -> None:
-    from .resume import _read
-
     out.checked += 1
-    data = _read(array.store, key)
+    data = read(array.store, key)
     if data is None:
         out.missing.append(key)
         return
     try:
-        chunks = _streams(data, array, codec, at)
+        chunks = streams_in(data, array, at)
     except TecError as error:
         out.damaged.append((key, str(error)))
         return
     again = {}
     for inner, one in chunks.items():
-        part = None if pixels is None else _part(pixels, inner, codec, array)
+        part = None if pixels is None else _part(pixels, inner, codec)
         try:
             decoded = _decoded(codec, one, array.dtype, key)
             _compare(out, codec, decoded, part)
@@ -354,31 +339,16 @@ def _look(
             else:
                 again[inner] = found
     if again:
-        _write(array, codec, key, {**chunks, **again})
+        _write(array, key, {**chunks, **again})
 
 
-def _streams(data: bytes, array: zarr.Array, codec: ChunkCoder, at: At) -> dict[At, bytes]:
-    """The stream of each chunk in an object, by its place in it."""
-    from .resume import _in_shard
-    from .zarr2 import _F_ORDER
-
-    first = (0,) * len(array.shape)
-    if array.shards is None:
-        stripped = data.removeprefix(_F_ORDER) if array.metadata.zarr_format == 2 else data
-        return {first: stripped}
-    inside = _in_shard(data, array, array.shards, at)
-    region = _region(array, at)
-    counts = [-(-(r.stop - r.start) // n) for r, n in zip(region, array.chunks, strict=True)]
-    return dict(zip(np.ndindex(*counts), inside, strict=True))
-
-
-def _part(pixels: np.ndarray, inner: At, codec: ChunkCoder, array: zarr.Array) -> np.ndarray:
+def _part(pixels: np.ndarray, inner: At, codec: ChunkCoder) -> np.ndarray:
     """A chunk of an object's pixels, padded with fill as the codec gets it."""
     unit = codec.chunk_shape
     some = pixels[tuple(slice(i * n, (i + 1) * n) for i, n in zip(inner, unit, strict=True))]
     if some.shape == unit:
         return some
-    whole = np.full(unit, fill_value(codec.config.nodata, array.dtype), array.dtype)
+    whole = np.full(unit, fill_value(codec.config.nodata, pixels.dtype), pixels.dtype)
     whole[tuple(map(slice, some.shape))] = some
     return whole
 
@@ -436,11 +406,9 @@ def _again(
         ("a wider margin", config, _WIDER),
         ("without loss", exact, 1.0),
     ):
-        encoder = replace(codec, config=other)
+        encode = partial(replace(codec, config=other).encode_chunks, wider=wider)
         try:
-            data = run_pass(lambda e=encoder, w=wider: e.encode_chunks([chunk], wider=w)).result()[
-                0
-            ]  # type: ignore[misc]
+            (data,) = run_pass(encode, [chunk]).result()
             _compare(out, codec, _decoded(codec, data, dtype, key), chunk)
         except TecError:
             continue
@@ -449,30 +417,10 @@ def _again(
     return None
 
 
-def _write(array: zarr.Array, codec: ChunkCoder, key: str, chunks: Mapping[At, bytes]) -> None:
+def _write(array: zarr.Array, key: str, streams: Mapping[At, bytes]) -> None:
     """An object anew."""
     from zarr.core.buffer import default_buffer_prototype
     from zarr.core.sync import sync
 
-    from .zarr2 import _F_ORDER
-
-    data = next(iter(chunks.values()))
-    if array.shards is not None:
-        data = _shard(array, array.shards, chunks)
-    elif array.metadata.zarr_format == 2 and array.order == "F":
-        data = _F_ORDER + data
-    sync(array.store.set(key, default_buffer_prototype().buffer.from_bytes(data)))
-
-
-def _shard(array: zarr.Array, shards: tuple[int, ...], chunks: Mapping[At, bytes]) -> bytes:
-    """Chunks one after another, then where they are (see `xtec.resume`)."""
-    import google_crc32c
-
-    counts = [n // m for n, m in zip(shards, array.chunks, strict=True)]
-    index = np.full((*counts, 2), 2**64 - 1, "<u8")
-    at = 0
-    for place, data in chunks.items():
-        index[place] = at, len(data)
-        at += len(data)
-    raw = index.tobytes()
-    return b"".join(chunks.values()) + raw + struct.pack("<I", google_crc32c.value(raw))
+    buffer = default_buffer_prototype().buffer.from_bytes(object_of(array, streams))
+    sync(array.store.set(key, buffer))

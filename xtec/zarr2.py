@@ -21,7 +21,7 @@ from xtec.chunks import ChunkCoder, run_pass, split_configuration
 # Zarr takes the decoded chunk as flat memory in the array's order, and does not tell the codec
 # which that is. So the order of the array that was encoded is kept: a chunk of C order is the bare
 # stream, a chunk of F order has this byte in front, with which no stream begins.
-_F_ORDER = b"F"
+F_ORDER = b"F"
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class XtecCodec2(ChunkCoder, Codec):
                 f"{self.dtype}: create the array with this dtype, or the codec with the array's"
             )
         data = run_pass(self.encode_chunks, [chunk]).result()[0]
-        return data if chunk.flags.c_contiguous or not chunk.flags.f_contiguous else _F_ORDER + data
+        return data if chunk.flags.c_contiguous or not chunk.flags.f_contiguous else F_ORDER + data
 
     def decode(self, buf: Any, out: Any = None) -> np.ndarray:
         """Decode one chunk.
@@ -106,7 +106,7 @@ class XtecCodec2(ChunkCoder, Codec):
         array of one dimension and ``dtype``: the chunk's memory, in the order that was encoded.
         """
         data = ensure_bytes(buf)
-        stream = data.removeprefix(_F_ORDER)
+        stream = data.removeprefix(F_ORDER)
         work = run_pass(self.decode_chunks, [stream], np.dtype(self.dtype), ["a chunk"])
         flat = work.result()[0].ravel(order="C" if stream is data else "F")
         return flat if out is None else ndarray_copy(flat, out)

@@ -1,0 +1,109 @@
+"""The objects of an array in a store: chunks, or shards that hold several of them.
+
+What is in a shard is read here without decoding it: resuming and verifying look at every stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+from zipfile import BadZipFile
+
+import numpy as np
+from tec.errors import TecError
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
+
+from .zarr2 import F_ORDER
+
+if TYPE_CHECKING:
+    import zarr
+    from zarr.abc.store import Store
+
+At = tuple[int, ...]  # place of an object in the grid, or of a chunk in a shard
+Region = tuple[slice, ...]
+
+_NOT_THERE = 2**64 - 1  # offset in the index of a shard
+
+
+def unit_of(array: zarr.Array) -> tuple[int, ...]:
+    """Shape of what one object holds."""
+    return array.shards or array.chunks
+
+
+def grid_of(array: zarr.Array) -> tuple[int, ...]:
+    """How many objects there are along each axis."""
+    return tuple(-(-size // n) for size, n in zip(array.shape, unit_of(array), strict=True))
+
+
+def region_of(array: zarr.Array, at: At) -> Region:
+    """The pixels of an object that lie in the array."""
+    return tuple(
+        slice(i * n, min((i + 1) * n, size))
+        for i, n, size in zip(at, unit_of(array), array.shape, strict=True)
+    )
+
+
+def keys_of(array: zarr.Array, path: str) -> dict[At, str]:
+    """The key of each object, by its place in the grid."""
+    encode = array.metadata.encode_chunk_key
+    return {at: f"{path}/{encode(at)}" for at in np.ndindex(*grid_of(array))}
+
+
+def read(store: Store, key: str) -> bytes | None:
+    """None where there is nothing, or nothing that can be read."""
+    try:
+        data = sync(store.get(key, default_buffer_prototype()))
+    except BadZipFile:
+        return None
+    return None if data is None else data.to_bytes()
+
+
+def streams_in(data: bytes, array: zarr.Array, at: At) -> dict[At, bytes]:
+    """The stream of each chunk in an object of ours, by its place in it.
+
+    Raises TecError unless a shard is as one write leaves it. Its index is at the end: offset and
+    length of each chunk, uint64, and a CRC-32C of all that.
+    """
+    if array.shards is None:
+        return {(0,) * array.ndim: data.removeprefix(F_ORDER)}  # with which no stream begins
+    import google_crc32c
+
+    counts = _counts(array, array.shards)
+    nbytes = 16 * int(np.prod(counts))
+    index, checksum = data[-nbytes - 4 : -4], data[-4:]
+    if len(index) < nbytes or google_crc32c.value(index) != int.from_bytes(checksum, "little"):
+        raise TecError("the index of the shard is damaged")
+    places = np.frombuffer(index, "<u8").reshape(*counts, 2)
+    # chunks beyond the end of the array are never written
+    there = [
+        -(-(r.stop - r.start) // m) for r, m in zip(region_of(array, at), array.chunks, strict=True)
+    ]
+    wanted = np.zeros(counts, bool)
+    wanted[tuple(map(slice, there))] = True
+    lengths = places[wanted][:, 1]
+    if ((places[..., 0] != _NOT_THERE) != wanted).any() or lengths.sum() + nbytes + 4 != len(data):
+        raise TecError("the shard does not hold the chunks that it should")
+    found = (data[start : start + length] for start, length in places[wanted].tolist())
+    return dict(zip(np.ndindex(*there), found, strict=True))
+
+
+def object_of(array: zarr.Array, streams: Mapping[At, bytes]) -> bytes:
+    """The inverse of `streams_in`."""
+    if array.shards is None:
+        (data,) = streams.values()
+        return F_ORDER + data if array.metadata.zarr_format == 2 and array.order == "F" else data
+    import google_crc32c
+
+    index = np.full((*_counts(array, array.shards), 2), _NOT_THERE, "<u8")
+    at = 0
+    for place, data in streams.items():
+        index[place] = at, len(data)
+        at += len(data)
+    raw = index.tobytes()
+    return b"".join((*streams.values(), raw, google_crc32c.value(raw).to_bytes(4, "little")))
+
+
+def _counts(array: zarr.Array, shards: tuple[int, ...]) -> list[int]:
+    """Chunks in a shard along each axis."""
+    return [n // m for n, m in zip(shards, array.chunks, strict=True)]
