@@ -22,7 +22,7 @@ from zarr.storage import LocalStore, MemoryStore, ZipStore
 from xtec import cli
 from xtec.reading import open_input
 from xtec.report import describe
-from xtec.resume import Resumed, _regions
+from xtec.resume import Resumed
 from xtec.rootlast import open_store
 
 BANDS = ["B02", "B03", "B04"]
@@ -510,36 +510,6 @@ def test_the_command_resumes(
     assert "1 of 2 chunks were there and whole, 1 written" in text
     assert contents(out) == files
     assert run("--resume", "--overwrite")[0] == 2
-
-
-# pieces
-
-
-def test_regions_cover_what_is_to_be_written_once() -> None:
-    rng = np.random.default_rng(0)
-    for share in [0.0, 0.1, 0.5, 0.9, 1.0] * 40:
-        unit = tuple(rng.integers(1, 5, rng.integers(0, 4)).tolist())
-        blocks = []
-        for n in unit:
-            sizes = [n * int(k) for k in rng.integers(1, 4, rng.integers(1, 5))]
-            sizes[-1] -= int(rng.integers(0, n))
-            blocks.append(tuple(sizes))
-        shape = tuple(map(sum, blocks))
-        todo = np.asarray(rng.random([-(-a // b) for a, b in zip(shape, unit)]) < share)
-        wanted = np.zeros(shape, int)
-        for at in np.argwhere(todo):
-            wanted[tuple(slice(i * n, (i + 1) * n) for i, n in zip(at, unit))] = 1
-        found = np.zeros(shape, int)
-        for region in _regions(tuple(blocks), unit, todo):
-            found[region] += 1
-        np.testing.assert_array_equal(found, wanted)
-
-
-def test_many_missing_blocks_are_few_regions() -> None:
-    todo = np.ones((64, 64), bool)
-    assert len(list(_regions(((2,) * 64, (2,) * 64), (2, 2), todo))) == 1
-    todo.reshape(-1)[:1000] = False
-    assert len(list(_regions(((2,) * 64, (2,) * 64), (2, 2), todo))) < 30
 
 
 @pytest.mark.slow

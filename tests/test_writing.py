@@ -21,7 +21,7 @@ from tec.stream import peek
 from zarr.storage import LocalStore, MemoryStore, StorePath, ZipStore
 
 import xtec
-from xtec import writing
+from xtec.chunks import ChunkCoder
 from xtec.quality import bpppb, psnr
 from xtec.rootlast import RootLast
 from xtec.writing import Summary
@@ -120,18 +120,20 @@ def test_one_file(tmp_path: Path) -> None:
     assert xr.open_zarr(ZipStore(path, mode="r")).sizes["time"] == 1
 
 
-def test_batch_size_is_raised_for_this_array_only(tmp_path: Path) -> None:
+def test_several_chunks_go_through_the_network_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = []
-    original = xr.Dataset.to_zarr
+    original = ChunkCoder.encode_chunks
 
-    def spy(self: xr.Dataset, *args: Any, **kwargs: Any) -> Any:
-        seen.append(zarr.config.get("codec_pipeline.batch_size"))
-        return original(self, *args, **kwargs)
+    def spy(self: ChunkCoder, chunks: Any, **options: Any) -> Any:
+        seen.append(len(chunks))
+        return original(self, chunks, **options)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(xr.Dataset, "to_zarr", spy)
-        cube().tec.to_zarr(tmp_path / "a.zarr", model="fp")
-    assert seen == [writing.BATCH]
+    monkeypatch.setattr(ChunkCoder, "encode_chunks", spy)
+    ds = cube(y=32, x=32).chunk(y=16)  # two blocks of two chunks
+    ds.tec.to_zarr(tmp_path / "a.zarr", model="fp", chunks={"y": 8, "x": 32})
+    assert seen == [2, 2]
     assert zarr.config.get("codec_pipeline.batch_size") == 1
 
 

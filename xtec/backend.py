@@ -58,12 +58,9 @@ class XtecBackend(BackendEntrypoint):
         **decoding: Any,
     ) -> xr.Dataset:
         """As the engine "zarr"; nothing of a network is loaded."""
-        import zarr
+        from .blocks import batches
 
-        from .writing import BATCH
-
-        # zarr reads the batch size when an array is opened; it stays with that array.
-        with zarr.config.set({"codec_pipeline.batch_size": BATCH}):
+        with batches():
             store = _Store.open_group(
                 _normalize_path(filename_or_obj),
                 group=group,

@@ -4,6 +4,16 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+#: Zarr's two warnings about format 3 that say nothing to users of this package.
+QUIET = (
+    r"The data type \(FixedLengthUTF32\(length=\d+, endianness='\w+'\)\) does not have a Zarr V3 "
+    r"specification\.",
+    r"Consolidated metadata is currently not part in the Zarr format 3 specification\.",
+)
 
 
 def warn(message: str) -> None:
@@ -14,3 +24,58 @@ def warn(message: str) -> None:
     ):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, UserWarning, stacklevel=level)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the two warnings in ``QUIET``."""
+    with warnings.catch_warnings():
+        for message in QUIET:
+            warnings.filterwarnings("ignore", message=message)
+        yield
+
+
+def console() -> Any | None:
+    """Where bars are shown: standard error in a terminal, or a notebook; else None."""
+    from rich.console import Console
+
+    found = Console(stderr=True)
+    return found if found.is_terminal or found.is_jupyter else None
+
+
+@contextmanager
+def bar(title: str, show: bool) -> Iterator[None]:
+    """A progress bar over the Dask tasks inside, if this is a terminal or a notebook."""
+    on = console() if show else None
+    if on is None:
+        yield
+        return
+    from dask.callbacks import Callback
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=on, transient=True) as shown:
+        task = shown.add_task(title, total=None)
+
+        def advance(key: Any, result: Any, dsk: Any, state: Any, worker: Any) -> None:
+            done = len(state["finished"])
+            shown.update(
+                task,
+                completed=done,
+                total=done + sum(len(state[k]) for k in ("ready", "waiting", "running")),
+            )
+
+        with Callback(posttask=advance):
+            yield

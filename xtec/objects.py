@@ -5,7 +5,8 @@ What is in a shard is read here without decoding it: resuming and verifying look
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 from zipfile import BadZipFile
 
@@ -44,19 +45,32 @@ def region_of(array: zarr.Array, at: At) -> Region:
     )
 
 
-def keys_of(array: zarr.Array, path: str) -> dict[At, str]:
-    """The key of each object, by its place in the grid."""
+def keys_of(array: zarr.Array, path: str, places: Iterable[At] | None = None) -> dict[At, str]:
+    """The key of each object (or of some), by its place in the grid."""
     encode = array.metadata.encode_chunk_key
-    return {at: f"{path}/{encode(at)}" for at in np.ndindex(*grid_of(array))}
+    places = np.ndindex(*grid_of(array)) if places is None else places
+    return {at: f"{path}/{encode(at)}" for at in places}
 
 
 def read(store: Store, key: str) -> bytes | None:
     """None where there is nothing, or nothing that can be read."""
-    try:
-        data = sync(store.get(key, default_buffer_prototype()))
-    except BadZipFile:
-        return None
-    return None if data is None else data.to_bytes()
+    return read_all(store, [key])[0]
+
+
+def read_all(store: Store, keys: Iterable[str]) -> list[bytes | None]:
+    """As `read`, all of them at once."""
+
+    async def one(key: str) -> bytes | None:
+        try:
+            data = await store.get(key, default_buffer_prototype())
+        except BadZipFile:
+            return None
+        return None if data is None else data.to_bytes()
+
+    async def gathered() -> list[bytes | None]:
+        return await asyncio.gather(*map(one, keys))
+
+    return sync(gathered())
 
 
 def streams_in(data: bytes, array: zarr.Array, at: At) -> dict[At, bytes]:

@@ -82,7 +82,8 @@ def save(
     GeoTIFFs go into a folder. What is at ``path`` stays unless ``overwrite``; an interrupted run
     leaves nothing that opens as if it were whole.
     """
-    from .writing import bar, write_store, write_zip
+    from .messages import bar
+    from .writing import write_store, write_zip
 
     ds = ds.copy(deep=False)
     for name in ds.variables:

@@ -9,9 +9,8 @@ what is missing or damaged (it is written again).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -22,9 +21,10 @@ from zarr.core.sync import sync
 from zarr.storage import MemoryStore
 
 from .attributes import ATTRIBUTE
+from .blocks import Job, Target, each
 from .chunks import ChunkCoder
 from .embedded import GROUP
-from .objects import At, Region, grid_of, keys_of, read, region_of, streams_in, unit_of
+from .objects import At, grid_of, keys_of, read, read_all, region_of, streams_in
 from .rootlast import LEFT_OVER, ROOT_KEYS, UNFINISHED, RootLast
 
 if TYPE_CHECKING:
@@ -37,9 +37,6 @@ ADDED_ATTRIBUTES: frozenset[str] = frozenset({"verified"})
 ADDED_GROUPS: frozenset[str] = frozenset({GROUP})
 
 _METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
-_AT_ONCE = 8  # chunks that are checked side by side
-_BATCH = 1024
-_REGIONS = 500  # that are written in one go: Dask's time for them grows with their square
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ class Found:
     outdated : key and content of other metadata, and of variables in memory, that are not there as
         they should be
     spoilt : keys of damaged chunks, and files that were left over
-    left : path of an array, the encoded variable and the regions that are to be written
+    left : what is to be done with each variable in blocks
     resumed : the figures
     """
 
@@ -83,22 +80,26 @@ class Found:
     rooted: bool
     outdated: dict[str, Buffer]
     spoilt: list[str]
-    left: list[tuple[str, xr.Variable, list[Region]]]
+    left: list[Job]
     resumed: Resumed
 
     @property
     def complete(self) -> bool:
         """Whether nothing is left to do but to delete files that were left over."""
-        return self.rooted and not (self.outdated or self.left)
+        return self.rooted and not (self.outdated or self.resumed.written)
 
 
-def survey(obj: xr.Dataset | xr.DataArray, name: str, target: Store, zarr_format: int) -> Found:
-    """Compare a store with what writing ``obj`` would put there. Changes nothing.
+def survey(
+    obj: xr.Dataset | xr.DataArray, name: str | None, target: Store, zarr_format: int
+) -> Found:
+    """Compare a store, which may be empty, with what writing ``obj`` would put there.
+
+    Changes nothing.
 
     Parameters
     ----------
     obj : what ``compress`` has returned
-    name : of its compressed variable in the store
+    name : of its compressed variable in the store, if there is one
     target : may be read-only
     zarr_format : 2 or 3
 
@@ -114,28 +115,29 @@ def survey(obj: xr.Dataset | xr.DataArray, name: str, target: Store, zarr_format
     guarded = RootLast(target, dict(staged))  # the metadata as they should be, the chunks as found
     arrays = {}
     for path, variable in _dask_variables(obj, name):
-        array = _open(guarded, path, zarr_format, "r" if target.read_only else "r+")
-        arrays[path] = array, variable, keys_of(array, path)
+        keep_empty = variable.encoding.get("write_empty_chunks", False)
+        place = Target(guarded, path, zarr_format, keep_empty, target.read_only)
+        arrays[path] = place, variable, keys_of(place.array, path)
     chunk_keys = {key for *_, keys in arrays.values() for key in keys.values()}
     _check_keys(stored, chunk_keys | staged.keys(), target)
 
-    outdated = {key: data for key, data in staged.items() if read(target, key) != data.to_bytes()}
+    there = [key for key in staged if key in stored]
+    found = dict(zip(there, read_all(target, there), strict=True))
+    outdated = {key: data for key, data in staged.items() if found.get(key) != data.to_bytes()}
     rooted = not any(key in ROOT_KEYS for key in outdated)
     spoilt = [key for key in stored if key.endswith(LEFT_OVER)]
     left = []
     whole = written = 0
-    for path, (array, variable, keys) in arrays.items():
-        there = {at: key for at, key in keys.items() if key in stored}
-        damaged = _damaged(array, target, there)
-        spoilt += [there[at] for at in damaged]
-        todo = np.zeros(grid_of(array), bool)
+    for place, variable, keys in arrays.values():
+        there = [at for at, key in keys.items() if key in stored]
+        damaged = [at for some in each(_damaged, place, there) for at in some]
+        spoilt += [keys[at] for at in damaged]
+        todo = np.ones(grid_of(place.array), bool)
+        for at in there:
+            todo[at] = False
         for at in damaged:
             todo[at] = True
-        for at in keys.keys() - there.keys():
-            todo[at] = True
-        if todo.any():
-            regions = list(_regions(variable.chunks, unit_of(array), todo))  # type: ignore[arg-type]
-            left.append((path, variable, regions))
+        left.append(Job(replace(place, store=target), variable.data, todo))
         whole += int(todo.size - todo.sum())
         written += int(todo.sum())
     return Found(
@@ -149,16 +151,11 @@ def survey(obj: xr.Dataset | xr.DataArray, name: str, target: Store, zarr_format
     )
 
 
-def go_on(found: Found, zarr_format: int) -> tuple[RootLast, Callable[[], object]]:
-    """Put in order what is there.
+def go_on(found: Found, zarr_format: int) -> RootLast:
+    """Put in order what is there: all but the chunks that are left.
 
-    Returns
-    -------
-    guarded : the store, unfinished until it is committed
-    write : writes the chunks that are left
+    Returns the store, unfinished until it is committed.
     """
-    from dask.array import store
-
     guarded = RootLast(found.target, dict(found.root))
     if not found.complete:
         guarded.mark(zarr_format)
@@ -170,34 +167,11 @@ def go_on(found: Found, zarr_format: int) -> tuple[RootLast, Callable[[], object
             await found.target.set(key, found.outdated[key])
 
     sync(tidy())
-    sources: list[Any] = []
-    arrays: list[Any] = []
-    regions: list[Region] = []
-    for path, variable, wanted in found.left:
-        array = _open(
-            guarded, path, zarr_format, "r+", variable.encoding.get("write_empty_chunks", False)
-        )
-        sources += [variable.data[region] for region in wanted]
-        arrays += [array] * len(wanted)
-        regions += wanted
-
-    def write() -> None:
-        for start in range(0, len(sources), _REGIONS):
-            some = slice(start, start + _REGIONS)
-            store(sources[some], arrays[some], regions=regions[some], lock=False)
-
-    return guarded, write
+    return guarded
 
 
 def _metadata_first(key: str) -> tuple[bool, str]:
     return key.rpartition("/")[2] not in _METADATA, key
-
-
-def _open(
-    store: Store, path: str, zarr_format: Any, mode: Any, write_empty_chunks: bool = False
-) -> zarr.Array:
-    config = {"write_empty_chunks": write_empty_chunks}  # zarr.open_array does not look at it
-    return zarr.open(store, path=path, mode=mode, zarr_format=zarr_format, config=config)  # type: ignore[return-value]
 
 
 # what belongs there
@@ -222,17 +196,17 @@ def _staged(obj: xr.Dataset | xr.DataArray, target: Store, zarr_format: int) -> 
     return dict(store._store_dict)
 
 
-def _in_blocks(obj: Any, name: str) -> Any:
+def _in_blocks(obj: Any, name: str | None) -> Any:
     """The compressed variable as a Dask array, where someone has loaded it."""
-    data = obj if isinstance(obj, xr.DataArray) else obj[name]
-    if data.chunks is not None:
+    data = obj if isinstance(obj, xr.DataArray) or name is None else obj[name]
+    if name is None or data.chunks is not None:
         return obj
     unit = data.encoding.get("shards") or data.encoding["chunks"]
     variable = data.variable.chunk(dict(zip(data.dims, unit, strict=True)))
     return data.copy(data=variable.data) if data is obj else obj.assign({name: variable})
 
 
-def _dask_variables(obj: Any, name: str) -> Iterator[tuple[str, xr.Variable]]:
+def _dask_variables(obj: Any, name: str | None) -> Iterator[tuple[str, xr.Variable]]:
     """Name and variable as xarray would store it: packed, scaled, in the stored dtype."""
     from xarray.backends.zarr import encode_zarr_variable
 
@@ -320,28 +294,23 @@ def _differences(found: Any, wanted: Any, path: str) -> Iterator[str]:
 # which chunks are whole
 
 
-def _damaged(array: zarr.Array, target: Store, there: dict[At, str]) -> list[At]:
+def _damaged(target: Target, places: list[At]) -> list[At]:
     """Which of the chunks (or shards) that are there are not whole.
 
     Those of ours are streams with checksums; those of a lossless variable are decoded.
     """
     from .report import find_codec
 
+    array = target.array
     codec = find_codec(array)
-
-    def is_whole(at: At) -> bool:
-        if codec is None:
-            return _decodes(array, at)
-        return _is_ours(read(target, there[at]), array, codec, at)
-
-    places = list(there)
-    damaged: list[At] = []
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        for start in range(0, len(places), _BATCH):
-            some = places[start : start + _BATCH]
-            whole = pool.map(is_whole, some)
-            damaged += [at for at, ok in zip(some, whole, strict=True) if not ok]
-    return damaged
+    if codec is None:
+        return [at for at in places if not _decodes(array, at)]
+    keys = keys_of(array, target.path, places)
+    return [
+        at
+        for at, data in zip(places, read_all(array.store, keys.values()), strict=True)
+        if not _is_ours(data, array, codec, at)
+    ]
 
 
 def _decodes(array: zarr.Array, at: At) -> bool:
@@ -383,56 +352,3 @@ def _has_settings(data: bytes, codec: ChunkCoder, dtype: np.dtype) -> bool:
         stream.weights_id(config.weights) == header.config.weights
         and header.digest.hex() == sha256[: 2 * stream.DIGEST]
     )
-
-
-# what is written
-
-
-def _regions(
-    blocks: tuple[tuple[int, ...], ...], unit: tuple[int, ...], todo: np.ndarray
-) -> Iterator[Region]:
-    """Boxes of blocks of which all is to be written, then of single chunks in the other blocks.
-
-    Parameters
-    ----------
-    blocks : sizes of the Dask blocks along each axis; whole multiples of ``unit``
-    unit : shape of a chunk (or shard)
-    todo : for each chunk whether it is to be written
-    """
-    sizes = [sum(block) for block in blocks]
-    chunk_edges = [[*range(0, size, n), size] for size, n in zip(sizes, unit, strict=True)]
-    block_edges = [np.cumsum([0, *block]).tolist() for block in blocks]
-    # the first chunk of each block
-    starts = [[e // n for e in edges[:-1]] for edges, n in zip(block_edges, unit, strict=True)]
-    every, some = todo, todo
-    for axis, first in enumerate(starts):
-        every = np.logical_and.reduceat(every, first, axis)
-        some = np.logical_or.reduceat(some, first, axis)
-    for box in _boxes(every):
-        yield _between(block_edges, box)
-    for block in np.argwhere(some & ~every).tolist():
-        ends = [[*first, n] for first, n in zip(starts, todo.shape, strict=True)]
-        inside = tuple(slice(e[i], e[i + 1]) for e, i in zip(ends, block, strict=True))
-        for box in _boxes(todo[inside]):
-            moved = [slice(i.start + b.start, i.start + b.stop) for i, b in zip(inside, box)]
-            yield _between(chunk_edges, moved)
-
-
-def _boxes(wanted: np.ndarray) -> Iterator[Region]:
-    """Cut in halves until a part is wanted as a whole, or not at all."""
-    if not wanted.any():
-        return
-    if wanted.all():
-        yield tuple(slice(0, n) for n in wanted.shape)
-        return
-    axis = int(np.argmax(wanted.shape))
-    half = wanted.shape[axis] // 2
-    for start, part in zip((0, half), np.split(wanted, [half], axis), strict=True):
-        for box in _boxes(part):
-            moved = slice(box[axis].start + start, box[axis].stop + start)
-            yield (*box[:axis], moved, *box[axis + 1 :])
-
-
-def _between(edges: Sequence[Sequence[int]], box: Iterable[slice]) -> Region:
-    """The pixels of a box of blocks, or of chunks."""
-    return tuple(slice(e[b.start], e[b.stop]) for e, b in zip(edges, box, strict=True))

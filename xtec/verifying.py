@@ -8,7 +8,8 @@ written is repaired: a chunk that fails is written again with a wider margin, th
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -18,21 +19,23 @@ import numpy as np
 import xarray as xr
 from tec.errors import StreamError, TecError
 from tec.specials import fill_value
+from zarr.core.sync import sync
 
+from . import embedded
 from .attributes import ATTRIBUTE, CF_ENCODING
+from .blocks import Job, Target, each, run
 from .chunks import SOUND, ChunkCoder, run_pass
 from .messages import warn
-from .objects import At, keys_of, object_of, read, region_of, streams_in
+from .objects import At, grid_of, keys_of, object_of, read, streams_in, unit_of
 from .ratecontrol import spread
 
 if TYPE_CHECKING:
+    import dask.array
     import zarr
     from zarr.abc.store import Store
 
 #: Objects of a store (chunks or shards) that a sample has at least, and one in so many.
 _FEW, _ONE_IN = 16, 20
-#: Objects whose pixels are in memory together.
-_TOGETHER = 4
 #: How many times wider the margin of a chunk gets that fails.
 _WIDER = 16.0
 
@@ -84,6 +87,15 @@ class Verified:
         self._sums[0] += some.sum((0, 2, 3))
         self._sums[1] += valid.sum((0, 2, 3))
         self._sums[2] = np.maximum(self._sums[2], some.max((0, 2, 3), initial=0))
+
+    def merge(self, other: Verified) -> None:
+        """What was found of other objects of the variable."""
+        self.checked += other.checked
+        self.missing += other.missing
+        self.damaged += other.damaged
+        self.repaired += other.repaired
+        self._sums[:2] += other._sums[:2]
+        self._sums[2] = np.maximum(self._sums[2], other._sums[2])
 
     def attribute(self) -> dict[str, Any]:
         """For the store: JSON values, DN."""
@@ -167,49 +179,42 @@ def verify(
     ValueError
         There is nothing of xtec's in the store, or ``against`` is another cube.
     """
-    from zarr.core.sync import sync
-
-    from . import embedded
     from .report import compressed_arrays
 
     _, arrays, codecs = compressed_arrays(store, storage_options)
     found = []
     for name, codec in sorted(codecs.items()):
         array = arrays[name]
-        place = array.store, array.store_path.path, codec.config
-        sync(embedded.bring(*place, embedded.needs(codec.config), array.metadata.zarr_format))
-        source = None if against is None else stored_source(against, codec, array)
-        found.append(check(name, array, codec, source, sample=sample))
+        place = array.store_path
+        target = Target(place.store, place.path, array.metadata.zarr_format, read_only=True)
+        if against is None:
+            shape = grid_of(array)
+            parts = each(_sound, target, _sampled(shape) if sample else list(np.ndindex(shape)))
+        else:
+            data = _in_objects(stored_source(against, codec, array), array, sample)
+            nothing = np.zeros(grid_of(array), bool)
+            (parts,) = run([looking(Job(target, data, nothing), sample)], "verifying", False)
+        found.append(_merged(name, array, parts))
     return found
 
 
-def check(
-    name: str,
-    array: zarr.Array,
-    codec: ChunkCoder,
-    source: xr.Variable | None,
-    *,
-    sample: bool = False,
-    repair: bool = False,
-) -> Verified:
-    """Look at the chunks of one array.
+def _sound(target: Target, places: list[At]) -> Verified:
+    """Look at some objects of a store, without their source."""
+    return look_at(target.array, [(at, None) for at in places])
 
-    Parameters
-    ----------
-    source : what the array was made of, as it is stored; or None
-    repair : write those that fail again; needs the source, and a store that can be written
-    """
-    keys = keys_of(array, array.store_path.path)
-    places = list(keys)
-    if sample:
-        shape = tuple(n + 1 for n in places[-1])
-        places = list(islice(spread(shape), max(_FEW, -(-len(places) // _ONE_IN))))
-    out = Verified(name, len(keys), codec.config.bands)
-    for start in range(0, len(places), _TOGETHER):
-        some = places[start : start + _TOGETHER]
-        for at, pixels in zip(some, _pixels(array, source, some), strict=True):
-            _look(out, array, codec, at, keys[at], pixels, repair)
-    return out
+
+def _sampled(shape: tuple[int, ...]) -> list[At]:
+    """Some of the objects in a grid."""
+    return list(islice(spread(shape), max(_FEW, -(-math.prod(shape) // _ONE_IN))))
+
+
+def _in_objects(source: xr.Variable, array: zarr.Array, small: bool) -> dask.array.Array:
+    """In blocks of one object (where few of them are wanted), or of several."""
+    unit = unit_of(array)
+    if source.chunks is None or small:
+        return source.chunk(dict(zip(source.dims, unit, strict=True))).data
+    sizes = [max(max(blocks) // n, 1) * n for blocks, n in zip(source.chunks, unit, strict=True)]
+    return source.chunk(dict(zip(source.dims, sizes, strict=True))).data
 
 
 def stored_source(
@@ -240,14 +245,21 @@ def stored_source(
     return variable
 
 
-def verify_written(store: Store, data: xr.DataArray, name: str, sample: bool) -> Verified:
-    """Verify a variable that was just written, and repair it. What was found goes into its
-    attribute.
+def looking(job: Job, sample: bool) -> Job:
+    """A job that looks at what it has written (or at some of it), too."""
+    look = np.zeros(job.write.shape, bool) if sample else np.ones(job.write.shape, bool)
+    for at in _sampled(look.shape) if sample else ():
+        look[at] = True
+    return replace(job, look=look)
+
+
+def conclude(store: Store, name: str, parts: Sequence[Verified]) -> Verified:
+    """What was found of a variable that was just written goes into its attribute.
 
     Parameters
     ----------
     store : before its root metadata are committed
-    data : with our codec in its encoding
+    parts : of its blocks
 
     Raises
     ------
@@ -256,12 +268,8 @@ def verify_written(store: Store, data: xr.DataArray, name: str, sample: bool) ->
     """
     import zarr
 
-    from .compression import codec_of
-
     array = zarr.open_array(store, path=name, mode="r+")
-    source = xr.conventions.encode_cf_variable(data.variable)
-    codec: Any = codec_of(data.encoding)
-    found = check(name, array, codec, source, sample=sample, repair=True)
+    found = _merged(name, array, parts)
     if not found.sound:
         key, why = (*found.damaged, *((key, "it is missing") for key in found.missing))[0]
         raise StreamError(
@@ -281,6 +289,22 @@ def verify_written(store: Store, data: xr.DataArray, name: str, sample: bool) ->
     return found
 
 
+def _codec_of(array: zarr.Array) -> ChunkCoder:
+    from .report import find_codec
+
+    codec = find_codec(array)
+    assert codec is not None
+    return codec
+
+
+def _merged(name: str, array: zarr.Array, parts: Iterable[Verified]) -> Verified:
+    codec = _codec_of(array)
+    found = Verified(name, math.prod(grid_of(array)), codec.config.bands)
+    for part in parts:
+        found.merge(part)
+    return found
+
+
 def _note(array: zarr.Array, found: Verified) -> None:
     """Put what was found into the attribute of the array."""
     try:
@@ -290,18 +314,21 @@ def _note(array: zarr.Array, found: Verified) -> None:
     array.update_attributes({ATTRIBUTE: json.dumps({**said, "verified": found.attribute()})})
 
 
-def _pixels(
-    array: zarr.Array, source: xr.Variable | None, places: Sequence[At]
-) -> Iterator[np.ndarray | None]:
-    """What the source has in these objects."""
-    if source is None:
-        yield from [None] * len(places)
-        return
-    import dask
+def look_at(
+    array: zarr.Array, places: Sequence[tuple[At, np.ndarray | None]], repair: bool = False
+) -> Verified:
+    """Look at some objects, each with its pixels where these are known.
 
-    regions = [region_of(array, at) for at in places]
-    for block in dask.compute(*(source.data[region] for region in regions)):
-        yield np.asarray(block)
+    ``repair`` : write those that fail again; needs their pixels, and a store that can be written
+    """
+    codec, path, zarr_format = _codec_of(array), array.path, array.metadata.zarr_format
+    needed = embedded.needs(codec.config)
+    sync(embedded.bring(array.store, path, codec.config, needed, zarr_format))
+    keys = keys_of(array, path, [at for at, _ in places])
+    out = Verified(path, len(keys), codec.config.bands)
+    for at, pixels in places:
+        _look(out, array, codec, at, keys[at], pixels, repair)
+    return out
 
 
 def _look(
@@ -420,7 +447,6 @@ def _again(
 def _write(array: zarr.Array, key: str, streams: Mapping[At, bytes]) -> None:
     """An object anew."""
     from zarr.core.buffer import default_buffer_prototype
-    from zarr.core.sync import sync
 
     buffer = default_buffer_prototype().buffer.from_bytes(object_of(array, streams))
     sync(array.store.set(key, buffer))

@@ -7,10 +7,8 @@ import math
 import os
 import shutil
 import time
-import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -19,6 +17,7 @@ import xarray as xr
 
 from .compression import codec_of, compress, is_packed
 from .embedded import embed
+from .messages import quiet
 from .quality import bpppb
 from .ratecontrol import target_of, target_text
 from .zarr2 import XtecCodec2
@@ -26,15 +25,6 @@ from .zarr2 import XtecCodec2
 if TYPE_CHECKING:
     from .resume import Resumed
     from .verifying import Verified
-
-#: Chunks that zarr may hand over in one call, where a Dask block holds several.
-BATCH = 4
-#: Zarr's two warnings about format 3 that say nothing to users of this package.
-QUIET = (
-    r"The data type \(FixedLengthUTF32\(length=\d+, endianness='\w+'\)\) does not have a Zarr V3 "
-    r"specification\.",
-    r"Consolidated metadata is currently not part in the Zarr format 3 specification\.",
-)
 
 
 @dataclass(frozen=True)
@@ -286,39 +276,38 @@ def write_store(
     verify: bool | str = False,
 ) -> Written:
     """Write ``obj`` as it is, root metadata last."""
-    import zarr
-
+    from . import blocks
     from .resume import go_on, survey
-    from .rootlast import RootLast, is_empty, open_store, prepare
+    from .rootlast import is_empty, open_store, prepare
+    from .verifying import conclude, looking
 
     target = open_store(store, storage_options)
     zarr_format = _zarr_format(obj)
-    resumed = None
-    # zarr reads the batch size when an array is opened; it stays with that array.
-    with quiet(), zarr.config.set({"codec_pipeline.batch_size": BATCH}):
-        if resume and not is_empty(target):
-            found = survey(obj, _variable(obj)[0], target, zarr_format)
-            resumed = found.resumed
-            guarded, write = go_on(found, zarr_format)
-            if found.complete and not verify:
-                return Written(target, resumed)
-        else:
-            prepare(target, overwrite)
-            guarded = RootLast(target)
-            guarded.mark(zarr_format)
-            write = obj.to_zarr(guarded, mode="w-", zarr_format=zarr_format, compute=False).compute
+    packed = is_packed(obj)
+    name = _variable(obj)[0] if packed else None
+    resume = resume and not is_empty(target)
+    if not resume:
+        prepare(target, overwrite)
+    with quiet():
+        found = survey(obj, name, target, zarr_format)
+        guarded = go_on(found, zarr_format)
+        resumed = found.resumed if resume else None
+        if found.complete and not verify:
+            return Written(target, resumed)
         if embed_weights:  # first: what cannot be had should not be missed after hours
             embed(guarded, [c for v in _variables(obj) if (c := codec_of(v.encoding)) is not None])
-    with bar("compressing" if is_packed(obj) else "writing", progress):
-        write()
+    jobs = found.left
+    if verify:
+        jobs = [
+            looking(job, verify == "sample") if job.target.path == name else job for job in jobs
+        ]
+    seen = blocks.run(jobs, "compressing" if packed else "writing", progress)
     # What needs the chunks and changes the metadata has its place here, see ADDED in resume.py.
     verified = None
     if verify:
-        from .verifying import verify_written
-
-        name, data = _variable(obj)
+        (parts,) = (part for part, job in zip(seen, jobs) if job.target.path == name)
         with quiet():
-            verified = verify_written(guarded, data, name, verify == "sample")
+            verified = conclude(guarded, str(name), parts)
     guarded.commit()
     return Written(target, resumed, verified)
 
@@ -326,57 +315,6 @@ def write_store(
 def _zarr_format(obj: xr.Dataset | xr.DataArray) -> Literal[2, 3]:
     """The format that the codec in the encoding belongs to."""
     return 2 if any(isinstance(codec_of(v.encoding), XtecCodec2) for v in _variables(obj)) else 3
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the two warnings in ``QUIET``."""
-    with warnings.catch_warnings():
-        for message in QUIET:
-            warnings.filterwarnings("ignore", message=message)
-        yield
-
-
-@contextmanager
-def bar(title: str, show: bool) -> Iterator[None]:
-    """A progress bar over the Dask tasks inside, if this is a terminal or a notebook."""
-    if not show:
-        yield
-        return
-    from dask.callbacks import Callback
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    console = Console(stderr=True)
-    if not (console.is_terminal or console.is_jupyter):
-        yield
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as shown:
-        task = shown.add_task(title, total=None)
-
-        def advance(key: Any, result: Any, dsk: Any, state: Any, worker: Any) -> None:
-            done = len(state["finished"])
-            shown.update(
-                task,
-                completed=done,
-                total=done + sum(len(state[k]) for k in ("ready", "waiting", "running")),
-            )
-
-        with Callback(posttask=advance):
-            yield
 
 
 def _variables(obj: xr.Dataset | xr.DataArray) -> list[xr.DataArray]:
