@@ -409,7 +409,7 @@ def test_on_a_cluster(tmp_path: Path, whole: Callable[[str], dict[str, bytes]]) 
     store = laid(tmp_path / "a.zarr", {key: files[key] for key in files if "/1/" not in key})
     with (
         distributed.LocalCluster(
-            1, threads_per_worker=2, processes=False, dashboard_address=None
+            1, threads_per_worker=2, processes=False, dashboard_address=":0"
         ) as cluster,
         distributed.Client(cluster),
     ):

@@ -121,9 +121,9 @@ def survey(
     chunk_keys = {key for *_, keys in arrays.values() for key in keys.values()}
     _check_keys(stored, chunk_keys | staged.keys(), target)
 
-    there = [key for key in staged if key in stored]
-    found = dict(zip(there, read_all(target, there), strict=True))
-    outdated = {key: data for key, data in staged.items() if found.get(key) != data.to_bytes()}
+    old = sorted(staged.keys() & stored)
+    said = dict(zip(old, read_all(target, old), strict=True))
+    outdated = {key: data for key, data in staged.items() if said.get(key) != data.to_bytes()}
     rooted = not any(key in ROOT_KEYS for key in outdated)
     spoilt = [key for key in stored if key.endswith(LEFT_OVER)]
     left = []
@@ -192,18 +192,38 @@ class _Staged(MemoryStore):
 def _staged(obj: xr.Dataset | xr.DataArray, target: Store, zarr_format: int) -> dict[str, Buffer]:
     """All keys that are written before the first Dask block is computed."""
     store = _Staged(RootLast(target).supports_consolidated_metadata)
+    obj = _standing_in(obj)
     obj.to_zarr(store, mode="w-", zarr_format=zarr_format, compute=False)  # type: ignore[call-overload]
     return dict(store._store_dict)
 
 
+def _standing_in(obj: Any) -> Any:
+    """The same metadata over Dask arrays of one block, where the chunks in the store do not depend
+    on it: xarray makes tasks of all blocks, which here nobody computes."""
+    import dask.array as da
+
+    def light(variable: Any) -> Any:
+        if variable.chunks is None or not variable.encoding.get("chunks"):
+            return variable
+        return variable.copy(data=da.zeros(variable.shape, dtype=variable.dtype, chunks=-1))
+
+    if isinstance(obj, xr.DataArray):
+        return light(obj)
+    return obj.assign({name: light(obj.variables[name]) for name in obj.variables})
+
+
 def _in_blocks(obj: Any, name: str | None) -> Any:
-    """The compressed variable as a Dask array, where someone has loaded it."""
-    data = obj if isinstance(obj, xr.DataArray) or name is None else obj[name]
-    if name is None or data.chunks is not None:
+    """The compressed variable as a Dask array whose blocks are whole objects: someone may have
+    loaded it, or cut it otherwise, since it was compressed."""
+    from .compression import codec_of
+    from .grid import align
+
+    if name is None:
         return obj
+    data = obj if isinstance(obj, xr.DataArray) else obj[name]
     unit = data.encoding.get("shards") or data.encoding["chunks"]
-    variable = data.variable.chunk(dict(zip(data.dims, unit, strict=True)))
-    return data.copy(data=variable.data) if data is obj else obj.assign({name: variable})
+    fitting = align(data, unit, codec_of(data.encoding).dims)  # type: ignore[union-attr]
+    return fitting if data is obj else obj.assign({name: fitting.variable})
 
 
 def _dask_variables(obj: Any, name: str | None) -> Iterator[tuple[str, xr.Variable]]:
