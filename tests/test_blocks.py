@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -118,6 +119,27 @@ def test_a_worker_that_dies_is_no_loss(tmp_path: Path, whole: dict[str, bytes]) 
         cube(visit).tec.to_zarr(tmp_path / "a.zarr", verify=True, **OPTIONS)
     assert died.exists()
     assert contents(tmp_path / "a.zarr") == whole
+
+
+def test_what_is_done_is_not_done_again(tmp_path: Path, whole: dict[str, bytes]) -> None:
+    died = tmp_path / "died"
+
+    def visit(block: np.ndarray, block_info: Any = None) -> np.ndarray:
+        place = "-".join(str(start) for start, _ in block_info[0]["array-location"])
+        with (tmp_path / place).open("a") as log:
+            log.write("x")
+        if len(list(tmp_path.glob("*-*"))) == 6 and not died.exists():
+            died.touch()
+            time.sleep(2)  # the client fetches what is done
+            os._exit(1)
+        return block
+
+    with cluster(n_workers=1, threads_per_worker=1):
+        cube(visit).tec.to_zarr(tmp_path / "a.zarr", **OPTIONS)
+    assert sorted(log.read_text() for log in tmp_path.glob("*-*")) == ["x"] * 5 + ["xx"]
+    assert {k: v for k, v in contents(tmp_path / "a.zarr").items() if "/c/" in k}.items() <= (
+        whole.items()
+    )
 
 
 def test_a_block_that_kills_every_worker_ends_the_job(

@@ -17,7 +17,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from .messages import bar, console
+from .messages import bar
 from .objects import At, Region, region_of, unit_of
 
 if TYPE_CHECKING:
@@ -241,28 +241,50 @@ def _part(
 # schedulers
 
 
-def compute(collections: Sequence[Any], title: str, progress: bool) -> Sequence[Any]:
-    """`dask.compute` with a bar: ours on a local scheduler, that of `distributed` on a cluster."""
+def compute(collections: Sequence[Any], title: str, progress: bool) -> list[Any]:
+    """As `dask.compute`, with a bar: the results of each collection (one a block), in its order."""
     import dask
 
-    client = _client()
-    if client is None:
-        with bar(title, progress):
-            return dask.compute(*collections)
-    from distributed import progress as show
+    with bar(title, progress) as advance:
+        client = _client()
+        if client is None:
+            return list(dask.compute(*collections))
+        return _on_cluster(client, collections, advance)
+
+
+def _on_cluster(
+    client: Any, collections: Sequence[Any], advance: Callable[[int, int], None]
+) -> list[Any]:
+    """Each result is fetched when it is there, and then let go: what the client has is no loss when
+    a worker is. Left on the workers, results of hours would have to be computed again."""
+    from dask.core import flatten
+    from distributed import as_completed, futures_of
     from distributed.scheduler import KilledWorker
 
-    futures = client.compute(list(collections), retries=_RETRIES)
-    if progress and console() is not None:
-        show(futures)
+    if not collections:
+        return []
+    futures = futures_of(client.persist(list(collections), retries=_RETRIES))
+    found: dict[Any, Any] = {}
+    total = len(futures)
     try:
-        return client.gather(futures)
+        done = as_completed(futures, with_results=True)
+        del futures  # `done` holds those that are under way
+        for future, result in done:
+            found[future.key] = result
+            advance(len(found), total)
+            del future
     except KilledWorker as error:
         raise RuntimeError(
             f"the cluster gave up: {error}. If its workers ran out of memory, give them more, or "
             "fewer threads, or pass smaller blocks (.chunk(...)); what was written stays, and "
             "resume=True goes on with it"
         ) from error
+    results = []
+    for collection in collections:
+        parts = [found[key] for key in flatten(collection.__dask_keys__())]
+        is_array = hasattr(collection, "chunks")
+        results.append(np.concatenate(parts) if is_array else parts[0])
+    return results
 
 
 def _client() -> Any | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,7 +35,7 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def console() -> Any | None:
+def _console() -> Any | None:
     """Where bars are shown: standard error in a terminal, or a notebook; else None."""
     from rich.console import Console
 
@@ -44,11 +44,15 @@ def console() -> Any | None:
 
 
 @contextmanager
-def bar(title: str, show: bool) -> Iterator[None]:
-    """A progress bar over the Dask tasks inside, if this is a terminal or a notebook."""
-    on = console() if show else None
+def bar(title: str, show: bool) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar, if this is a terminal or a notebook.
+
+    It follows what a local scheduler of Dask does inside. What a cluster does is told to what is
+    given: how much is done, and how much there is.
+    """
+    on = _console() if show else None
     if on is None:
-        yield
+        yield lambda done, total: None
         return
     from dask.callbacks import Callback
     from rich.progress import (
@@ -69,13 +73,12 @@ def bar(title: str, show: bool) -> Iterator[None]:
     with Progress(*columns, console=on, transient=True) as shown:
         task = shown.add_task(title, total=None)
 
-        def advance(key: Any, result: Any, dsk: Any, state: Any, worker: Any) -> None:
-            done = len(state["finished"])
-            shown.update(
-                task,
-                completed=done,
-                total=done + sum(len(state[k]) for k in ("ready", "waiting", "running")),
-            )
+        def advance(done: int, total: int) -> None:
+            shown.update(task, completed=done, total=total)
 
-        with Callback(posttask=advance):
-            yield
+        def after(key: Any, result: Any, dsk: Any, state: Any, worker: Any) -> None:
+            done = len(state["finished"])
+            advance(done, done + sum(len(state[k]) for k in ("ready", "waiting", "running")))
+
+        with Callback(posttask=after):
+            yield advance
