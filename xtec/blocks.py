@@ -7,6 +7,7 @@ worker was lost, a store refused a write): it writes the same bytes.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -293,7 +294,8 @@ def _client() -> Any | None:
     from dask.base import get_scheduler
 
     found = getattr(get_scheduler(cls=dask.array.Array), "__self__", None)
-    return found if type(found).__name__.endswith("Client") else None
+    distributed = sys.modules.get("distributed")
+    return found if distributed and isinstance(found, distributed.Client) else None
 
 
 def _check_reach(store: Store) -> None:
