@@ -32,8 +32,8 @@ class _Accessor:
         offset: float = 0,
         scale: float | None = None,
         nodata: int | float | str | None = "auto",
-        chunks: Mapping[Any, int] | None = None,
-        shards: Mapping[Any, int] | None = None,
+        chunks: Mapping[Any, int] | str | None = None,
+        shards: Mapping[Any, int] | str | None = None,
         zarr_format: int = 3,
     ) -> Any:
         """Configure the codec, lazily; ``compression`` is 20 by default: see

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
+
+#: What was decided for the user, at level INFO: silent unless logging is configured.
+log = logging.getLogger("xtec")
 
 
 def warn(message: str) -> None:
