@@ -9,6 +9,7 @@ from typing import Any
 import xarray as xr
 
 from .compression import compress
+from .planning import Plan, plan
 from .writing import Summary, to_zarr
 
 
@@ -57,6 +58,11 @@ class _Accessor:
             shards=shards,
             zarr_format=zarr_format,
         )
+
+    def plan(self, **options: Any) -> Plan:
+        """Measure some chunks: size, quality, hours and objects to expect; see
+        :func:`xtec.plan`."""
+        return plan(self._obj, **options)
 
     def to_zarr(
         self,

@@ -18,8 +18,9 @@ OBJECT, LARGEST = 100e6, 500e6
 OBJECTS = 1e5
 #: So few objects are no burden for any store: they need no shards.
 FEW = 1000
-#: What a chunk half as large (or twice) costs, as a share of the whole; padding costs what it adds.
-_HALVED = 0.05
+#: What a chunk half as large (or twice) costs, as a share of the whole; padding costs what it adds:
+#: 549 pixels, padded to 560, took 2.5 % more than 512.
+_HALVED = 0.03
 
 
 def auto_chunks(
@@ -54,7 +55,7 @@ def auto_chunks(
     {'time': 4, 'y': 528, 'x': 528}
     >>> blocks = {"time": [1] * 40, "y": [2048] * 5 + [740], "x": [1098] * 10}
     >>> auto_chunks({"time": 40, "y": 10980, "x": 10980}, blocks, model="elic")
-    {'time': 1, 'y': 512, 'x': 549}
+    {'time': 1, 'y': 512, 'x': 366}
     """
     side = SIDE["cpu" if device == "cpu" else "cuda"]
     found = {}
@@ -95,14 +96,14 @@ def auto_shards(
         [n for n in range(1, count[role] + 1) if _fits(n * chunk[role], _unit(blocks.get(role)))]
         for role in ("y", "x")
     )
-    best = min(product(y, x), key=lambda yx: _unlike(yx, wanted, chunk))
+    best = min(product(y, x), key=lambda yx: _unlike(yx, count, wanted))
     return {**chunk, "y": best[0] * chunk["y"], "x": best[1] * chunk["x"]}
 
 
-def _unlike(counts: tuple[int, int], wanted: float, chunk: dict[str, int]) -> float:
-    """How far a shard of so many chunks is from a square one of the wanted size."""
-    y, x = counts
-    return abs(math.log2(y * x / wanted)) + abs(math.log2(y * chunk["y"] / (x * chunk["x"]))) / 4
+def _unlike(shard: tuple[int, int], count: dict[str, int], wanted: float) -> float:
+    """How far shards of so many chunks are, on average, from square ones of the wanted number."""
+    mean = math.prod(count[r] / -(-count[r] // n) for r, n in zip(("y", "x"), shard, strict=True))
+    return abs(math.log2(mean / wanted)) + abs(math.log2(shard[0] / shard[1])) / 4
 
 
 def _fits(size: int, unit: int | None) -> bool:

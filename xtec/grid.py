@@ -222,7 +222,7 @@ def _check_memory(
     blocks = source_blocks(data) or ()
     dims = dict(zip(roles, data.dims, strict=True))
     smaller = {
-        str(dims[role]): min(max(n, 1024 // n * n), data.sizes[dims[role]])
+        str(dims[role]): min(max(1, round(1024 / n)) * n, data.sizes[dims[role]])
         for role, n in zip(roles, unit, strict=True)
         if role in ("y", "x")
     }
