@@ -155,6 +155,7 @@ def test_hours_and_cost_of_an_archive() -> None:
         "12000.00 for 6e+03 worker-hours",
         "72.00 for the pixels without compression",
         "objects are many for one store",
+        "the archive is taken to be like this cube",
     ):
         assert part in text
 

@@ -314,6 +314,8 @@ def plan(
         others = [str(other) for other in packed.data_vars if other != data.name]
         notes.append(f"not counted: {', '.join(others)}, which are kept without loss")
     found = _found(data, measured, archive)
+    if archive is not None:
+        notes.append("the archive is taken to be like this cube; errors told are those of the cube")
     if found["objects"] > OBJECTS:
         notes.append(
             f"{found['objects']} objects are many for one store: shards= (such as 'auto' for the "
@@ -343,7 +345,8 @@ def _rates(
     measured: Measured, gpu: bool, stated: dict[str, float | None]
 ) -> tuple[dict[str, Rate], list[str]]:
     """ "read", "encode" and "decode" of a worker, and what to note."""
-    how = f"measured on {len(measured.chunks)} chunks here, on {measured.machine}"
+    count = len(measured.chunks)
+    how = f"measured on {count} chunk{'s' if count > 1 else ''} here, on {measured.machine}"
     rates = {what: Rate(value, how) for what, value in measured.rates.items()}
     rates["read"] = Rate(measured.rates["read"], "measured here")
     notes = []
