@@ -354,7 +354,7 @@ def test_the_margin_tells_how_far_off_the_whole_may_be(monkeypatch: pytest.Monke
         parts = np.stack([squares[:64], np.ones(64)])
         probes = object.__new__(ratecontrol.Probes)
         probes.total = 400
-        monkeypatch.setattr(probes, "_parts", lambda *_, parts=parts: parts)
+        monkeypatch.setattr(probes, "parts", lambda *_, parts=parts: parts)
         monkeypatch.setattr(probes, "with_pixels", lambda sample: list(sample))
         goal = Goal("psnr", 40)
         margin = probes.margin(CodecConfig(), goal, range(64))

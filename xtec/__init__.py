@@ -9,6 +9,7 @@ from __future__ import annotations
 from .accessor import DataArrayAccessor, DatasetAccessor
 from .compression import compress
 from .embedded import embed_weights
+from .planning import Plan, plan
 from .versions import show_versions
 from .writing import Summary, to_zarr
 
@@ -17,10 +18,12 @@ __version__ = "0.1.0"
 __all__ = [
     "DataArrayAccessor",
     "DatasetAccessor",
+    "Plan",
     "Summary",
     "__version__",
     "compress",
     "embed_weights",
+    "plan",
     "show_versions",
     "to_zarr",
 ]

@@ -9,6 +9,7 @@ from typing import Any
 import xarray as xr
 
 from .compression import compress
+from .planning import Plan, plan
 from .writing import Summary, to_zarr
 
 
@@ -32,8 +33,8 @@ class _Accessor:
         offset: float = 0,
         scale: float | None = None,
         nodata: int | float | str | None = "auto",
-        chunks: Mapping[Any, int] | None = None,
-        shards: Mapping[Any, int] | None = None,
+        chunks: Mapping[Any, int] | str | None = None,
+        shards: Mapping[Any, int] | str | None = None,
         zarr_format: int = 3,
     ) -> Any:
         """Configure the codec, lazily; ``compression`` is 20 by default: see
@@ -57,6 +58,11 @@ class _Accessor:
             shards=shards,
             zarr_format=zarr_format,
         )
+
+    def plan(self, **options: Any) -> Plan:
+        """Measure some chunks: size, quality, hours and objects to expect; see
+        :func:`xtec.plan`."""
+        return plan(self._obj, **options)
 
     def to_zarr(
         self,

@@ -11,6 +11,7 @@ import xarray as xr
 
 from .attributes import ATTRIBUTE, CF_ENCODING, common, plain, same, storable
 from .dims import band_dim, dim_roles
+from .grid import reading_blocks
 
 #: Name of the variable that band variables become.
 REFLECTANCE = "reflectance"
@@ -63,7 +64,11 @@ def stack(
     axis = order.index(dims["y"])
     sizes = {dim: blocks.get(dim, blocks.get(role, -1)) for role, dim in dims.items()}
     stacked = da.stack(
-        [part.chunk(sizes).data if part.chunks is None else part.data for part in parts], axis=axis
+        [
+            part.chunk(reading_blocks(part, sizes)).data if part.chunks is None else part.data
+            for part in parts
+        ],
+        axis=axis,
     )
     variable = xr.Variable(
         (*order[:axis], BAND, *order[axis:]), stacked, common(list(attrs.values()))

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import logging
 import os
 import re
 import sys
 import warnings
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
+
+from .messages import log
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -36,6 +42,7 @@ def main() -> None:
         # One line says that the Hub cannot be reached, its client says it once a retry.
         os.environ.setdefault("HF_HUB_VERBOSITY", "error")
         warnings.showwarning = _show_warning
+        _show_log()
         code = _run()
     if code == INTERRUPTED:
         # Not by sys.exit: that waits for the chunks under way, and their tasks complain of the end.
@@ -79,21 +86,30 @@ def _root(
         typer.echo(context.get_help())
 
 
-@app.command()
-def compress(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="IN",
-            help="Zarr store (also .zarr.zip), NetCDF file, GeoTIFF or folder of GeoTIFFs.",
-        ),
-    ],
-    out: Annotated[
-        str,
-        typer.Argument(
-            metavar="OUT", help="Zarr store to write; a name that ends in .zip becomes one file."
-        ),
-    ],
+class _Given(NamedTuple):
+    """What the options that several commands share come to."""
+
+    options: dict[str, Any]  # as `xtec.compress` takes them
+    drop_bands: str | None
+
+    def open(self, source: str) -> xr.Dataset:
+        """The input, and the offset that it declares where none was given."""
+        from .layout import find_cube
+        from .reading import open_input
+        from .stored import declared_offset
+
+        # How a file is cut up is nobody's choice here.
+        warnings.filterwarnings("ignore", message="Dask chunks of")
+        ds = open_input(source)
+        if self.drop_bands:
+            ds = _without(ds, self.drop_bands.split(","))
+        if self.options["offset"] is None:
+            named = {key: self.options[key] for key in ("bands", "sensor")}
+            self.options["offset"] = declared_offset(find_cube(ds, **named).data) or 0.0
+        return ds
+
+
+def _codec_options(
     model: Annotated[str, typer.Option(help="tt, elic, fp or flex.")] = "tt",
     compression: Annotated[
         float | None,
@@ -126,9 +142,9 @@ def compress(
         str,
         typer.Option(help="builtin, terracodec, terracodec:lronly or the path of a checkpoint."),
     ] = "builtin",
-    chunks: Annotated[str | None, typer.Option(help="Such as time=4,y=512,x=512.")] = None,
+    chunks: Annotated[str | None, typer.Option(help="Such as time=4,y=512,x=512, or auto.")] = None,
     shards: Annotated[
-        str | None, typer.Option(help="Such as time=4,y=4096,x=4096 (format 3).")
+        str | None, typer.Option(help="Such as time=4,y=4096,x=4096 (format 3), or auto.")
     ] = None,
     offset: Annotated[
         float | None,
@@ -153,6 +169,63 @@ def compress(
         str | None, typer.Option(help="S2L2A or S2L1C; guessed when left out.")
     ] = None,
     zarr_format: Annotated[int, typer.Option(help="3 or 2.")] = 3,
+) -> _Given:
+    options = {
+        "model": model,
+        "compression": compression,
+        "psnr": psnr,
+        "ratio": ratio,
+        "quality": _quality(quality),
+        "forecast": forecast,
+        "max_error": _max_error(max_error),
+        "weights": weights,
+        "chunks": _sizes(chunks, "--chunks"),
+        "shards": _sizes(shards, "--shards"),
+        "offset": offset,
+        "scale": scale,
+        "nodata": _nodata(nodata),
+        "bands": _bands(bands),
+        "sensor": sensor,
+        "zarr_format": zarr_format,
+    }
+    return _Given(options, drop_bands)
+
+
+def _with_codec_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with all options of `_codec_options` in place of its parameter ``given``."""
+    own, shared = (inspect.signature(f, eval_str=True) for f in (command, _codec_options))
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in own.parameters.items():
+        parameters += shared.parameters.values() if name == "given" else [parameter]
+
+    @wraps(command)
+    def run(**values: Any) -> None:
+        theirs = {name: values.pop(name) for name in shared.parameters}
+        command(given=_codec_options(**theirs), **values)
+
+    del run.__wrapped__  # type: ignore[attr-defined]  # typer would look there
+    run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    return run
+
+
+@app.command()
+@_with_codec_options
+def compress(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="IN",
+            help="Zarr store (also .zarr.zip), NetCDF file, GeoTIFF or folder of GeoTIFFs.",
+        ),
+    ],
+    out: Annotated[
+        str,
+        typer.Argument(
+            metavar="OUT", help="Zarr store to write; a name that ends in .zip becomes one file."
+        ),
+    ],
+    given: _Given,
     embed_weights: Annotated[
         bool,
         typer.Option(
@@ -175,44 +248,74 @@ def compress(
     ] = False,
 ) -> None:
     """Compress a cube into a Zarr store."""
-    from .layout import find_cube
-    from .reading import open_input
-    from .stored import declared_offset
     from .writing import to_zarr
 
-    # How a file is cut up is nobody's choice here.
-    warnings.filterwarnings("ignore", message="Dask chunks of")
-    ds = open_input(source)
-    if drop_bands:
-        ds = _without(ds, drop_bands.split(","))
-    named = _bands(bands)
-    if offset is None:
-        offset = declared_offset(find_cube(ds, bands=named, sensor=sensor).data) or 0.0
     summary = to_zarr(
-        ds,
+        given.open(source),
         out,
         overwrite=overwrite,
         resume=resume,
         verify={"no": False, "yes": True}.get(verify, verify),
         embed_weights=embed_weights,
-        model=model,
-        compression=compression,
-        psnr=psnr,
-        ratio=ratio,
-        quality=_quality(quality),
-        forecast=forecast,
-        max_error=_max_error(max_error),
-        weights=weights,
-        chunks=_sizes(chunks, "--chunks"),
-        shards=_sizes(shards, "--shards"),
-        offset=offset,
-        scale=scale,
-        nodata=_nodata(nodata),
-        bands=named,
-        sensor=sensor,
-        zarr_format=zarr_format,
+        **given.options,
     )
     typer.echo(str(summary))
+
+
+@app.command()
+@_with_codec_options
+def plan(
+    source: Annotated[
+        str, typer.Argument(metavar="CUBE", help="What xtec compress takes; nothing is written.")
+    ],
+    given: _Given,
+    size: Annotated[
+        str | None, typer.Option(help="Of a whole archive like CUBE, uncompressed: 10TB.")
+    ] = None,
+    sample: Annotated[int, typer.Option(help="Chunks to try.")] = 8,
+    workers: Annotated[int, typer.Option(help="Machines (or processes) like this one.")] = 1,
+    threads: Annotated[
+        int | None, typer.Option(help="Cores of a worker.", show_default="all of this machine")
+    ] = None,
+    efficiency: Annotated[
+        float, typer.Option(help="What n workers do of n times the work of one.")
+    ] = 0.85,
+    gpu: Annotated[
+        bool, typer.Option("--gpu", help="Workers have a GPU: measured on the one here, if any.")
+    ] = False,
+    rate: Annotated[
+        float | None,
+        typer.Option(help="MB/s that a worker compresses, if not as measured here."),
+    ] = None,
+    decode_rate: Annotated[
+        float | None, typer.Option(help="MB/s that a worker decodes, likewise.")
+    ] = None,
+    price: Annotated[float | None, typer.Option(help="Of a worker-hour, in any currency.")] = None,
+    storage_price: Annotated[float | None, typer.Option(help="Of a TB and month.")] = None,
+    store_bandwidth: Annotated[
+        float | None, typer.Option(help="MB/s that the store takes or gives in all.")
+    ] = None,
+    as_json: _Json = False,
+) -> None:
+    """Say what compressing a cube would come to: size, quality, hours, objects, memory."""
+    from .planning import plan as run
+
+    found = run(
+        given.open(source),
+        size=size,
+        sample=sample,
+        workers=workers,
+        threads=threads,
+        efficiency=efficiency,
+        gpu=gpu,
+        rate=rate,
+        decode_rate=decode_rate,
+        price=price,
+        storage_price=storage_price,
+        store_bandwidth=store_bandwidth,
+        **given.options,
+    )
+    typer.echo(json.dumps(found.to_dict(), indent=2) if as_json else str(found))
 
 
 @app.command()
@@ -344,6 +447,14 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     sys.stderr.write("xtec: warning: " + " ".join(str(message).split()) + "\n")
 
 
+def _show_log() -> None:
+    """What was decided for the user: a line each on standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("xtec: %(message)s"))
+    log.handlers = [handler]
+    log.setLevel(logging.INFO)
+
+
 def _show(rows: list[tuple[str, str]]) -> None:
     width = max(len(name) for name, _ in rows)
     typer.echo("\n".join(f"  {name:<{width}}  {value}" for name, value in rows))
@@ -408,16 +519,16 @@ def _short(value: Any) -> str:
     return text[:16] + "..." if len(text) == 64 else text
 
 
-def _sizes(text: str | None, option: str) -> dict[str, int] | None:
-    """ "time=4,y=512" -> {"time": 4, "y": 512}."""
-    if text is None:
-        return None
+def _sizes(text: str | None, option: str) -> dict[str, int] | str | None:
+    """ "time=4,y=512" -> {"time": 4, "y": 512}; "auto" stays what it is."""
+    if text is None or text == "auto":
+        return text
     try:
         return {
             dim.strip(): int(size) for dim, size in (part.split("=") for part in text.split(","))
         }
     except ValueError:
-        raise ValueError(f"{option} is {text!r}: write it as time=4,y=512,x=512") from None
+        raise ValueError(f"{option} is {text!r}: write it as time=4,y=512,x=512, or auto") from None
 
 
 def _bands(text: str | None) -> dict[str, str] | list[str] | None:

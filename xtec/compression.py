@@ -12,10 +12,23 @@ import numpy as np
 import xarray as xr
 from tec.config import COMPRESSION_RANGE, WEIGHTS, CodecConfig
 
+from . import settings
 from .attributes import ATTRIBUTE, CF_ENCODING, storable
+from .autogrid import AUTO, auto_chunks, auto_shards
 from .bandvars import in_order
-from .grid import DEFAULT_CHUNKS, align, chunk_shape, shard_shape, sizes_of
+from .grid import (
+    DEFAULT_CHUNKS,
+    align,
+    by_dim,
+    chunk_shape,
+    reading_blocks,
+    shard_shape,
+    sizes_of,
+    source_blocks,
+    task_of,
+)
 from .layout import Cube, find_cube
+from .messages import log
 from .ratecontrol import goal_of, reach
 from .stored import Stored, stored_form
 
@@ -43,8 +56,8 @@ def compress(
     offset: float = 0,
     scale: float | None = None,
     nodata: int | float | str | None = "auto",
-    chunks: Mapping[Any, int] | None = None,
-    shards: Mapping[Any, int] | None = None,
+    chunks: Mapping[Any, int] | str | None = None,
+    shards: Mapping[Any, int] | str | None = None,
     zarr_format: int = 3,
 ) -> T:
     """Configure the codec for ``obj``, lazily: what comes back is ready for xarray's ``to_zarr``.
@@ -102,9 +115,13 @@ def compress(
     nodata : number, None or "auto"
         Set aside and given back bit for bit. "auto" reads encoding and attributes; 0 (NaN for
         floats) where they say nothing. NaN is always set aside.
-    chunks, shards : mapping, optional
+    chunks, shards : mapping or "auto", optional
         Sizes by dimension; by default up to 4 dates of 512 x 512 pixels a chunk, all bands, and no
-        shards.
+        shards. ``chunks="auto"`` looks at the model, the device (`xtec.settings`), the size of the
+        array and its Dask blocks, so that these need not be cut if any good chunk divides them;
+        ``shards="auto"`` makes objects of some 100 MB of pixels where there would be more than
+        1000. What was chosen is logged (logger ``xtec``, level INFO), is in the encoding, and
+        `xtec.plan` shows it.
     zarr_format : {3, 2}
         Pass the same to ``to_zarr``. Format 3 protects against misaligned writes and missing
         chunks, format 2 cannot.
@@ -164,11 +181,12 @@ def compress(
     )
     if goal is None:
         config = replace(config, weights_sha256=_weights_sha256(config))
-    sizes = dict(zip(cube.roles, cube.data.shape, strict=True))
-    names = dict(zip(cube.roles, cube.data.dims, strict=True))
-    chunk = chunk_shape(sizes, names, chunks)
-    shard = None if shards is None else shard_shape(sizes, names, chunk, shards, zarr_format)
-    data = align(_storable(cube), shard or chunk, cube.roles)
+    chunk, shard = _grid(cube, config, stored.dtype, chunks, shards, zarr_format)
+    auto = AUTO in (chunks, shards)
+    source = _storable(cube)
+    data = align(source, shard or chunk, cube.roles, tell=not auto)
+    if auto:
+        log.info(_chosen(source, data, chunk, shard))
     packed = _pack(data, cube, config, stored, chunk, shard, zarr_format)
     if goal is not None:
         config, target = reach(packed, goal)
@@ -178,6 +196,54 @@ def compress(
         return _as_dataarray(packed, zarr_format)  # type: ignore[return-value]
     blocks = dict(zip(cube.data.dims, shard or chunk, strict=True))
     return _as_dataset(obj, cube, packed, blocks, zarr_format)  # type: ignore[return-value]
+
+
+def _grid(
+    cube: Cube,
+    config: CodecConfig,
+    dtype: np.dtype,
+    chunks: Mapping[Any, int] | str | None,
+    shards: Mapping[Any, int] | str | None,
+    zarr_format: int,
+) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+    """Shapes of a chunk and of a shard."""
+    sizes = dict(zip(cube.roles, cube.data.shape, strict=True))
+    names = dict(zip(cube.roles, cube.data.dims, strict=True))
+    blocks = dict(zip(cube.roles, source_blocks(cube.data) or ()))
+    if isinstance(chunks, str):
+        chunks = auto_chunks(sizes, blocks, model=config.model, **_machine(config))
+    chunk = chunk_shape(sizes, names, chunks)
+    if isinstance(shards, str):
+        by_role = dict(zip(cube.roles, chunk, strict=True))
+        found = auto_shards(sizes, blocks, by_role, dtype.itemsize)
+        shards = found if zarr_format == 3 else None
+    if shards is None:
+        return chunk, None
+    return chunk, shard_shape(sizes, names, chunk, shards, zarr_format)
+
+
+def _machine(config: CodecConfig) -> dict[str, Any]:
+    """What `auto_chunks` wants to know besides the array."""
+    from tec.weights import resolve_device
+
+    compact = config.weights == "builtin" or config.weights.endswith(".safetensors")
+    return {
+        "stride": 16 if compact else 64,
+        "device": "cpu" if config.model == "none" else resolve_device(settings.device),
+    }
+
+
+def _chosen(
+    source: xr.DataArray, data: xr.DataArray, chunk: tuple[int, ...], shard: tuple[int, ...] | None
+) -> str:
+    """What "auto" came to, in one line."""
+    task = task_of(source, data)
+    parts = [f"{data.name}: chunks {by_dim(data.dims, chunk)}"]
+    if shard is not None:
+        parts.append(f"shards {by_dim(data.dims, shard)}")
+    reads = "1 block" if task.blocks == 1 else f"up to {task.blocks} blocks"
+    parts.append(f"a task reads {reads} of the source, {task.nbytes / 1e6:.0f} MB")
+    return "; ".join(parts)
 
 
 def _bounds(
@@ -268,6 +334,9 @@ def _storable(cube: Cube) -> xr.DataArray:
     """The variable as Zarr can hold it."""
     data = cube.data.copy(deep=False)
     if not data.dtype.isnative:  # NetCDF 3 is big-endian; no Zarr codec's business
+        if data.chunks is None:  # astype would load it
+            blocks = dict(zip(data.dims, (DEFAULT_CHUNKS.get(r, -1) for r in cube.roles)))
+            data = data.copy(data=data.variable.chunk(reading_blocks(data.variable, blocks)).data)
         data = data.astype(data.dtype.newbyteorder("="), keep_attrs=True).assign_attrs(data.attrs)
         data.encoding = dict(cube.data.encoding)
     data.attrs = storable(data.attrs, f"variable {data.name!r}")

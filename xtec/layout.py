@@ -107,6 +107,12 @@ def find_cube(
             f"variables {axes} all have a band axis: choose one, "
             f"ds[[{axes[0]!r}]].tec.compress(...)"
         )
+    masks = [name for name, v in obj.data_vars.items() if v.dtype == bool]
+    if any(_is_band(name, mapping) or band_dim(obj[name]) is not None for name in masks):
+        raise ValueError(
+            f"no reflectance found among the variables {list(obj.data_vars)}: {masks} are bool, "
+            'which are masks; reflectance is uint16, int16 or float32 (.astype("uint16"))'
+        )
     raise ValueError(
         f"no reflectance found among the variables {list(obj.data_vars)}: none is called like a "
         "Sentinel-2 band and none has a band dimension; name the variables with "

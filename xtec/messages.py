@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,6 +15,9 @@ QUIET = (
     r"specification\.",
     r"Consolidated metadata is currently not part in the Zarr format 3 specification\.",
 )
+
+#: What was decided for the user, at level INFO: silent unless logging is configured.
+log = logging.getLogger("xtec")
 
 
 def warn(message: str) -> None:

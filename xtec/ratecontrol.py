@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import math
 import random
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -219,6 +221,10 @@ class Probes:
     Parameters
     ----------
     packed : variable with our codec in its encoding
+
+    Attributes
+    ----------
+    seconds : spent so far to "encode" and to "decode"
     """
 
     def __init__(self, packed: xr.DataArray) -> None:
@@ -235,6 +241,7 @@ class Probes:
         nbytes = math.prod(unit) * self.stored.dtype.itemsize
         self.most = min(self.total, MOST_CHUNKS, max(FEW, MOST_BYTES // max(nbytes, 1)))
         self._places = list(islice(spread(self.grid), self.most))
+        self.seconds = {"encode": 0.0, "decode": 0.0}
         self._chunks: dict[int, _Chunk] = {}
         self._streams: dict[tuple[CodecConfig, int], bytes] = {}
         self._squares: dict[tuple[CodecConfig, int], float] = {}
@@ -243,18 +250,35 @@ class Probes:
         """Load the first ``size`` chunks, each in the one go that first needs it."""
         import dask
 
-        unit, shape = self.coder.chunk_shape, self.stored.shape
         new = [i for i in range(size) if i not in self._chunks]
-        where = [
-            tuple(
-                slice(k * c, min(k * c + c, n))
-                for k, c, n in zip(self._places[i], unit, shape, strict=True)
-            )
-            for i in new
-        ]
+        where = [self.region(i) for i in new]
         for i, block in zip(new, dask.compute(*(self.stored.data[w] for w in where)), strict=True):
             self._chunks[i] = self._padded(np.asarray(block))
         return list(range(size))
+
+    def region(self, i: int) -> tuple[slice, ...]:
+        """Where a chunk lies in the array."""
+        unit, shape = self.coder.chunk_shape, self.stored.shape
+        return tuple(
+            slice(k * c, min(k * c + c, n))
+            for k, c, n in zip(self._places[i], unit, shape, strict=True)
+        )
+
+    @contextmanager
+    def _timed(self, what: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[what] += time.perf_counter() - start
+
+    def nbytes(self, sample: Sequence[int]) -> int:
+        """Of the pixels of the sample."""
+        return sum(self._chunks[i].nbytes for i in sample)
+
+    def warm_up(self) -> None:
+        """Code the first chunk and forget it: weights are loaded, kernels compiled."""
+        chunk = self._chunks[0].values
+        streams = run_pass(self.coder.encode_chunks, [chunk]).result()
+        run_pass(self.coder.decode_chunks, streams, self.stored.dtype, ["a chunk"]).result()
 
     @property
     def smallest(self) -> int:
@@ -270,7 +294,7 @@ class Probes:
 
     def value(self, config: CodecConfig, goal: Goal, sample: Sequence[int]) -> float:
         """What ``goal`` is about, of all chunks of the sample together."""
-        over, under = self._parts(config, goal, sample).sum(1)
+        over, under = self.parts(config, goal, sample).sum(1)
         if goal.name == "ratio":
             return math.log(over / under)
         return 10 * math.log10(PEAK**2 * under / max(over, 1e-9))
@@ -279,7 +303,7 @@ class Probes:
         """Two standard errors of `value`, for a sample of the whole array; inf where unknown."""
         if len(sample) == self.total:
             return 0.0
-        over, under = self._parts(config, goal, sample)
+        over, under = self.parts(config, goal, sample)
         n = len(self.with_pixels(sample))
         if n < min(_ENOUGH, len(sample)) or n < 2:
             return math.inf
@@ -299,7 +323,7 @@ class Probes:
         """For the attribute."""
         psnr = self.value(config, Goal("psnr", 0), sample)
         ratio = math.exp(-self.value(config, Goal("ratio", 1), sample))
-        lossless = not self._parts(config, Goal("psnr", 0), sample)[0].sum()
+        lossless = not self.parts(config, Goal("psnr", 0), sample)[0].sum()
         return {
             "psnr": None if lossless else round(psnr, 2),
             "ratio": float(f"{ratio:.4g}"),
@@ -307,7 +331,7 @@ class Probes:
             "of": self.total,
         }
 
-    def _parts(self, config: CodecConfig, goal: Goal, sample: Sequence[int]) -> np.ndarray:
+    def parts(self, config: CodecConfig, goal: Goal, sample: Sequence[int]) -> np.ndarray:
         """(2, chunks): squared errors and pixels, or bytes of the streams and of the pixels."""
         self._encode(config, sample)
         chunks = [self._chunks[i] for i in sample]
@@ -322,7 +346,8 @@ class Probes:
         coder = replace(self.coder, config=config)
         for part in _batches([i for i in sample if (config, i) not in self._streams]):
             chunks = [self._chunks[i].values for i in part]
-            streams = run_pass(coder.encode_chunks, chunks).result()
+            with self._timed("encode"):
+                streams = run_pass(coder.encode_chunks, chunks).result()
             self._streams.update({(config, i): s for i, s in zip(part, streams, strict=True)})
 
     def _decode(self, config: CodecConfig, sample: Sequence[int]) -> None:
@@ -331,7 +356,8 @@ class Probes:
         for part in _batches(wanted):
             streams = [self._streams[config, i] for i in part]
             names = [f"the chunk at {self._places[i]}" for i in part]
-            back = run_pass(coder.decode_chunks, streams, self.stored.dtype, names).result()
+            with self._timed("decode"):
+                back = run_pass(coder.decode_chunks, streams, self.stored.dtype, names).result()
             for i, values in zip(part, back, strict=True):
                 self._squares[config, i] = _squares(self._chunks[i], values, config.scale)
 
