@@ -22,7 +22,11 @@ from xtec import settings
 
 T = TypeVar("T")
 
-#: Chunks that zarr hands over in one call, at most: a call that fails is made again as a whole.
+#: Pixels that zarr hands over in one call: what goes through the network together, beyond which
+#: nothing gets faster (docs/design.md); beside a GPU twice as many, for one half is made ready
+#: while the other is there.
+_CALL = {"cpu": PIXELS["cpu"], "cuda": 2 * PIXELS["cuda"]}
+#: Chunks in one call, at most: it succeeds or fails as a whole.
 _MOST = 128
 #: More than there are cores.
 _THREADS = 4096
@@ -52,7 +56,7 @@ def batch_size(pixels: int) -> int:
     pixels : dates x rows x columns of a chunk
     """
     kind = "cpu" if _place(settings.device) == "cpu" else "cuda"
-    return max(1, min(_MOST, 2 * PIXELS[kind] // max(1, pixels)))
+    return max(1, min(_MOST, _CALL[kind] // max(1, pixels)))
 
 
 def _place(device: str) -> str:
