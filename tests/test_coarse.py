@@ -247,7 +247,7 @@ def test_the_network_sees_repeated_pixels_interpolated(tiny_elic, monkeypatch):
     to_network = codec._to_network
 
     def noted(network, planes):
-        seen.append(planes.copy())
+        seen.append(planes.numpy().copy())
         return to_network(network, planes)
 
     monkeypatch.setattr(codec, "_to_network", noted)

@@ -255,7 +255,7 @@ def test_two_worker_processes_without_weights(tmp_path: Path, checkpoint: Path) 
 
     with (
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=2, dashboard_address=None
+            n_workers=2, threads_per_worker=2, dashboard_address=":0"
         ) as cluster,
         distributed.Client(cluster) as client,
     ):

@@ -1,14 +1,21 @@
-"""Streams between a GPU and the CPU: the same latents, whichever wrote them."""
+"""On a GPU: the same latents as on the CPU, memory that runs out, and workers of Dask."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tec
 import torch
+import xarray as xr
+from arrays import run, same
+from cubes import cube
 from scenes import scene
-from tec import codec
+from tec import batches, codec, weights
 from tec.sensors import SENSORS
+
+from xtec import settings
 
 pytestmark = [
     pytest.mark.gpu,
@@ -52,3 +59,87 @@ def test_what_one_writes_the_other_reads(kind, compression, forecast, tiny_check
                 np.testing.assert_array_equal(a, b)
             a, b = (codec.decode(data, weights=path, device=d) for d in (writer, reader))
             assert np.abs(a.astype(int) - b).max() <= 1
+
+
+def test_one_network_a_gpu() -> None:
+    first = weights.load("elic", device="auto")
+    assert all(weights.load("elic", device=d) is first for d in ("cuda", "cuda:0"))
+    count = torch.cuda.device_count()
+    with pytest.raises(tec.TecError, match=f"sees {count} CUDA devices"):
+        weights.load("elic", device=f"cuda:{count}")
+
+
+@pytest.fixture
+def _forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "_fewer", {})
+
+
+@pytest.mark.usefixtures("_forget")
+@pytest.mark.parametrize("model", ["elic", "tt"])
+def test_a_gpu_that_is_too_small_takes_less_at_a_time(model: str) -> None:
+    config = tec.CodecConfig(model=model, bands=ALL, nodata=0)
+    chunks = [scene(4, 12, 512, 512, seed=seed) for seed in range(6)]
+    codec.encode_many(chunks[:1], config, device="cuda")  # with all of it, as a measure
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    room = torch.cuda.memory_reserved() + 2**30
+    torch.cuda.set_per_process_memory_fraction(min(1.0, room / total))
+    try:
+        streams = codec.encode_many(chunks, config, device="cuda")
+        back = codec.decode_many(streams, device="cuda")
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert batches._fewer["cuda:0"] < batches.PIXELS["cuda"]
+    for data, mine in zip(streams, back, strict=True):
+        for a, b in zip(*(codec.latents(data, device=d) for d in ("cpu", "cuda")), strict=True):
+            np.testing.assert_array_equal(a, b)
+        assert np.abs(codec.decode(data, device="cpu").astype(int) - mine).max() <= 1
+
+
+def test_a_forked_child_runs_on_the_cpu() -> None:
+    run(
+        """
+        import os, warnings
+        import numpy as np, tec
+        config = tec.CodecConfig(model="fp", bands=("B02",))
+        chunk = np.full((1, 1, 16, 16), 500, np.uint16)
+        data = tec.encode(chunk, config, device="cuda")
+        if (child := os.fork()) == 0:
+            warnings.simplefilter("ignore")
+            assert tec.decode(data).shape == chunk.shape
+            try:
+                tec.decode(data, device="cuda")
+            except tec.TecError as error:
+                os._exit(42 if "forked" in str(error) else 1)
+            os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42
+        """,
+        "-W",
+        "ignore::DeprecationWarning",
+    )
+
+
+@pytest.mark.filterwarnings("ignore")  # of packages that others make
+@pytest.mark.parametrize("kind", ["LocalCUDACluster", "CUDA_VISIBLE_DEVICES"])
+def test_workers_with_a_gpu_each_need_no_options(kind: str, tmp_path: Path, monkeypatch) -> None:
+    distributed = pytest.importorskip("distributed", reason="the extra 'distributed' is optional")
+    if kind == "LocalCUDACluster":
+        reason = "dask-cuda is no dependency; install it to try its cluster"
+        cluster_of = pytest.importorskip("dask_cuda", reason=reason).LocalCUDACluster
+        options = {"CUDA_VISIBLE_DEVICES": "0"}
+    else:
+        cluster_of = distributed.LocalCluster
+        options = {"env": {"CUDA_VISIBLE_DEVICES": "0"}, "threads_per_worker": 2}
+    array = cube(time=4, y=128, x=128).chunk(time=2)
+    with (
+        cluster_of(n_workers=1, dashboard_address=":0", **options) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        assert list(client.run(weights.resolve_device, "auto").values()) == ["cuda:0"]
+        array.tec.to_zarr(tmp_path / "a.zarr", model="tt", chunks={"time": 2})
+    pixels = {}
+    for device in ("cpu", "cuda"):
+        monkeypatch.setattr(settings, "device", device)
+        pixels[device] = xr.open_zarr(tmp_path / "a.zarr").s2.values
+    same(pixels["cuda"], array.values)
+    assert np.abs(pixels["cuda"].astype(int) - pixels["cpu"]).max() <= 1

@@ -10,7 +10,7 @@ import residual_oracle
 from bounded_cubes import KINDS, band, cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tec import StreamError, residual
+from tec import StreamError, residual, threads
 from tec.entropy.binary import NUMBER, Coder
 
 # the format
@@ -71,7 +71,7 @@ def test_segments_are_the_same_on_every_machine(
     monkeypatch.setattr(residual, "SEGMENT", 4000)
     assert len(residual._segments(values.shape)) == 4
     data, found = residual.encode(values, None, [1, 0, 2])
-    monkeypatch.setattr(residual.os, "sched_getaffinity", lambda _: set(range(cores)), False)
+    monkeypatch.setattr(threads, "of_a_pass", lambda: cores)
     assert residual.encode(values, None, [1, 0, 2])[0] == data
     np.testing.assert_array_equal(residual.decode(data, values.shape, None, [1, 0, 2]), found)
     first = residual.decode(data, values.shape, None, [1, 0, 2], dates=1)

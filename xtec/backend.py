@@ -58,9 +58,7 @@ class XtecBackend(BackendEntrypoint):
         **decoding: Any,
     ) -> xr.Dataset:
         """As the engine "zarr"; nothing of a network is loaded."""
-        from .blocks import batches
-
-        with batches():
+        with zarr.config.set({"codec_pipeline.batch_size": 4}):
             store = _Store.open_group(
                 _normalize_path(filename_or_obj),
                 group=group,

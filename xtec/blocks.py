@@ -7,10 +7,10 @@ worker was lost, a store refused a write): it writes the same bytes.
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Chunks that zarr may hand over in one call.
-BATCH = 4
 #: How often a cluster tries a task again that raised, beside those whose worker was lost.
 _RETRIES = 2
 #: Objects of a store that one task looks at, where there is no block to compute.
@@ -39,17 +37,22 @@ _TOGETHER = 16
 _opening = threading.Lock()
 
 
-@contextmanager
-def batches() -> Iterator[None]:
-    """Arrays that are opened inside hand over several chunks in one call.
+def in_batches(array: zarr.Array, **config: Any) -> zarr.Array:
+    """The same array, which hands over as many chunks in one call as shall be coded together.
 
-    zarr reads the size of a batch when it opens an array, and keeps it with that array. The setting
+    zarr reads the size of a batch when it makes an array, and keeps it with that array. The setting
     is one for all threads, hence the lock.
     """
     import zarr
 
-    with _opening, zarr.config.set({"codec_pipeline.batch_size": BATCH}):
-        yield
+    from .chunks import batch_size
+    from .report import find_codec
+
+    codec = find_codec(array)
+    size = 1 if codec is None else batch_size(math.prod(codec.chunk_shape) // codec.cube_shape[1])
+    with _opening, zarr.config.set({"codec_pipeline.batch_size": size}):
+        make: Any = zarr.AsyncArray  # typed apart for the two formats
+        return zarr.Array(make(array.metadata, array.store_path, config or None))
 
 
 @dataclass(frozen=True)
@@ -73,14 +76,13 @@ class Target:
         """Opened once a process."""
         import zarr
 
-        with batches():
-            return zarr.open(  # type: ignore[return-value]  # open_array ignores `config`
-                self.store,
-                path=self.path,
-                mode="r" if self.read_only else "r+",
-                zarr_format=self.zarr_format,
-                config={"write_empty_chunks": self.keep_empty},  # type: ignore[arg-type]
-            )
+        array = zarr.open_array(
+            self.store,
+            path=self.path,
+            mode="r" if self.read_only else "r+",
+            zarr_format=self.zarr_format,
+        )
+        return in_batches(array, write_empty_chunks=self.keep_empty)
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in vars(self).items() if k != "array"}

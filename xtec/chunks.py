@@ -6,24 +6,21 @@ Importing this module loads no network library; the first chunk that is coded do
 from __future__ import annotations
 
 import math
-import os
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from tec.config import CodecConfig
 from tec.errors import StreamError, TecError, WeightsError
 
 from xtec import settings
+from xtec.passes import batch_size as batch_size
+from xtec.passes import run_pass as run_pass
 
 if TYPE_CHECKING:
     from tec.stream import Header
-
-T = TypeVar("T")
 
 ROLES = ("time", "band", "y", "x")  # the axis order of every chunk in tec
 DTYPES = ("uint16", "int16", "float32")
@@ -336,32 +333,3 @@ def split_configuration(
         raise TecError(f"xtec codec: the configuration lacks {', '.join(missing)}: {configuration}")
     rest = {k: v for k, v in configuration.items() if k not in names}
     return {n: configuration[n] for n in names}, rest
-
-
-# One thread a device codes chunks, whatever the number of readers and writers: zarr would run a
-# pass in each of its executor threads, and each pass wants all cores and its own memory. Waiting
-# chunks queue here with nothing but their input, and leave zarr's threads to its input and output.
-
-_passes: dict[str, ThreadPoolExecutor] = {}
-_passes_lock = threading.Lock()
-
-
-def run_pass(work: Callable[..., T], *args: Any) -> Future[T]:
-    """Queue `work` (an encode or a decode) on the thread of the device in `settings`."""
-    with _passes_lock:
-        executor = _passes.get(settings.device)
-        if executor is None:
-            executor = ThreadPoolExecutor(1, thread_name_prefix=f"xtec-{settings.device}")
-            _passes[settings.device] = executor
-    return executor.submit(work, *args)
-
-
-def _after_fork() -> None:
-    # Threads do not survive a fork: a queue without its thread would wait for ever.
-    global _passes_lock
-    _passes.clear()
-    _passes_lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

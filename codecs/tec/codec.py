@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Union, cast
 
 import numpy as np
 
 from . import bounded, samples, stream, weights
+from .batches import Batch, Unit, ahead, alone, in_batches
 from .coarse import Grid, find_grids
 from .config import TOKENS, CodecConfig
 from .errors import StreamError, TecError, WeightsError
@@ -29,8 +30,6 @@ Network = Union["CodecModel", "TemporalModel"]
 TEMPORAL = ("tt", "flex")
 #: The range of each band is told where the rest of the stream is so many times longer.
 _RANGES = 200
-#: Most pixels (dates x height x width) that go through the network together.
-_PIXELS = {"cpu": 2**19, "cuda": 2**23}
 
 
 def encode(chunk: np.ndarray, config: CodecConfig, *, device: str = "auto") -> bytes:
@@ -86,8 +85,15 @@ def encode_many(
     jobs = [_Job(np.asarray(chunk), config, network_of, wider) for chunk in chunks]
     lossy = [job for job in jobs if job.model != "none"]
     units = [unit for i, job in enumerate(lossy) for unit in _units(i, job.extent[0], job)]
-    for batch in _batches(units, device):
-        _encode_batch([(lossy[unit.chunk], unit.dates) for unit in batch])
+
+    def run(batches: list[Batch]) -> Iterator[None]:
+        each = [[(lossy[unit.chunk], unit.dates) for unit in batch] for batch in batches]
+        planes = ahead(_planes(each, device), device)
+        for members in each:
+            _encode_batch(members, planes)
+            yield
+
+    in_batches(units, device, run)
     if config.max_error is None:
         return [job.packed() for job in jobs]
     return [_bounded(job, device) for job in jobs]
@@ -155,11 +161,17 @@ def decode_many(
     if lossy:
         device = resolve_device(device)
     units = [unit for i, c in enumerate(lossy) for unit in _units(i, c.coded_dates, c)]
-    for batch in _batches(units, device):
-        members = [(lossy[unit.chunk], unit.dates) for unit in batch]
-        for k, (_, planes) in enumerate(_decode_batch(members)):
-            for (coded, dates), plane in zip(members, planes):
-                coded.put(dates[k], plane)
+
+    def run(batches: list[Batch]) -> Iterator[None]:
+        each = [[(lossy[unit.chunk], unit.dates) for unit in batch] for batch in batches]
+        for found in ahead(_decode_each(each), device):
+            if found is None:
+                yield
+                continue
+            for coded, date, plane in found:
+                coded.put(date, plane)
+
+    in_batches(units, device, run)
     for c in chunks:
         c.put_residual()
     return [c.out for c in chunks]
@@ -170,14 +182,11 @@ def latents(
     data: bytes | memoryview, *, weights: str | None = None, device: str = "auto"
 ) -> list[np.ndarray]:
     """The decoded latents of a stream, one (channel, y / 16, x / 16) float32 a coded date."""
-    coded = _Coded(data, None, weights, resolve_device(device))
+    device = resolve_device(device)
+    coded = _Coded(data, None, weights, device)
     if coded.model == "none":
         raise TecError("the stream has no latents: it was written without a network (max_error=)")
-    return [
-        y_hat[0].float().cpu().numpy()
-        for unit in _units(0, coded.coded_dates, coded)
-        for y_hat, _ in _decode_batch([(coded, unit.dates)])
-    ]
+    return [y_hat[0].float().cpu().numpy() for y_hat, _ in _decode_alone(coded, device)]
 
 
 def routed(config: CodecConfig, dates: int) -> str:
@@ -190,34 +199,13 @@ def routed(config: CodecConfig, dates: int) -> str:
     return "elic" if weights.exists("elic", config.weights, config.sensor) else "tt"
 
 
-@dataclass(frozen=True)
-class _Unit:
-    """Dates of one chunk that are coded one after another; units of equal ``key`` can share a
-    batch."""
-
-    chunk: int
-    dates: range
-    key: tuple
-
-
-def _units(chunk: int, dates: int, of: _Job | _Coded) -> list[_Unit]:
+def _units(chunk: int, dates: int, of: _Job | _Coded) -> list[Unit]:
     if not dates:
         return []
     key = (*of.padded, of.group, of.precision)
     if of.model in TEMPORAL:
-        return [_Unit(chunk, range(dates), (*key, dates))]
-    return [_Unit(chunk, range(d, d + 1), key) for d in range(dates)]
-
-
-def _batches(units: list[_Unit], device: str) -> Iterator[list[_Unit]]:
-    limit = _PIXELS["cpu" if device == "cpu" else "cuda"]
-    groups: dict[tuple, list[_Unit]] = {}
-    for unit in units:
-        groups.setdefault(unit.key, []).append(unit)
-    for key, group in groups.items():
-        size = max(1, limit // (key[0] * key[1]))
-        for i in range(0, len(group), size):
-            yield group[i : i + size]
+        return [Unit(chunk, range(dates), (*key, dates))]
+    return [Unit(chunk, range(d, d + 1), key) for d in range(dates)]
 
 
 class _Job:
@@ -444,11 +432,7 @@ def _bounded(job: _Job, device: str) -> bytes:
         lossy = stream.pack(header, job.specials, dates)
         path = job.config.weights if stream.weights_id(job.config.weights) == "file" else None
         coded = _Coded(lossy, None, path, device, job.chunk.size, "float64")
-        planes = (
-            plane[0]
-            for unit in _units(0, coded.coded_dates, coded)
-            for _, plane in _decode_batch([(coded, unit.dates)])
-        )
+        planes = (plane[0] for _, plane in _decode_alone(coded, device))
         header, rest = bounded.encode(header, job.inside, job.mask, planes)
         found.append(stream.pack(header, job.specials, dates, rest))
     if job.model == "none" or job.config.lossy == "auto":
@@ -457,8 +441,24 @@ def _bounded(job: _Job, device: str) -> bytes:
     return min(found, key=len)
 
 
-def _encode_batch(members: list[tuple[_Job, range]]) -> None:
-    """Code dates of some chunks: as many of each, of one size, with one network."""
+def _planes(
+    each: list[list[tuple[_Job, range]]], device: str
+) -> Generator[torch.Tensor, None, None]:
+    """What the network sees of each batch, date by date: (n, bands, height, width)."""
+    import torch
+
+    for members in each:
+        for k in range(len(members[0][1])):
+            planes = torch.from_numpy(np.stack([job.planes(dates[k]) for job, dates in members]))
+            # From pinned memory a GPU copies while it computes.
+            yield planes.pin_memory() if device.startswith("cuda") else planes
+
+
+def _encode_batch(members: list[tuple[_Job, range]], planes: Iterator[torch.Tensor]) -> None:
+    """Code dates of some chunks: as many of each, of one size, with one network.
+
+    ``planes`` : of these dates, from `_planes`
+    """
     from . import coder
 
     jobs = [job for job, _ in members]
@@ -466,9 +466,8 @@ def _encode_batch(members: list[tuple[_Job, range]]) -> None:
     sent, rates = _rates(network, config, len(members[0][1]))
     ys = []
     with coder.exactly(network):
-        for k, lmbda in enumerate(rates):
-            planes = np.stack([job.planes(dates[k]) for job, dates in members])
-            ys.append(network.analysis(_to_network(network, planes), lmbda))
+        for lmbda in rates:
+            ys.append(network.analysis(_to_network(network, next(planes)), lmbda))
         if jobs[0].model in TEMPORAL:
             series = cast("TemporalModel", network)
             rows, told = coder.encode_series(
@@ -491,6 +490,23 @@ def _rates(network: Network, config: CodecConfig, dates: int) -> tuple[list[int]
     if config.model not in TEMPORAL or not hasattr(network, "history"):
         return sent, [config.compression] * dates
     return sent, [cast("TemporalModel", network).compression(k, config.compression) for k in sent]
+
+
+def _decode_alone(coded: _Coded, device: str) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
+    """`_decode_batch` of one chunk, as little at a time as can be."""
+    for unit in _units(0, coded.coded_dates, coded):
+        with alone(unit, device):
+            yield from _decode_batch([(coded, unit.dates)])
+
+
+def _decode_each(
+    each: list[list[tuple[_Coded, range]]],
+) -> Generator[list[tuple[_Coded, int, np.ndarray]] | None, None, None]:
+    """Chunk, date and planes of what goes together; None at the end of a batch."""
+    for members in each:
+        for k, (_, planes) in enumerate(_decode_batch(members)):
+            yield [(coded, dates[k], plane) for (coded, dates), plane in zip(members, planes)]
+        yield None
 
 
 def _decode_batch(
@@ -568,10 +584,9 @@ def _evaluate(members: list[tuple[_Coded, range]], precision: str) -> _Latents:
         return [(y_hat, y_hat)]
 
 
-def _to_network(network: Network, planes: np.ndarray) -> torch.Tensor:
+def _to_network(network: Network, planes: torch.Tensor) -> torch.Tensor:
     import torch
 
     parameter = next(network.parameters())
-    return torch.from_numpy(planes).to(
-        device=parameter.device, dtype=parameter.dtype, memory_format=torch.channels_last
-    )
+    there = planes.to(parameter.device, non_blocking=True)
+    return there.to(dtype=parameter.dtype, memory_format=torch.channels_last)

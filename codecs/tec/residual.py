@@ -10,7 +10,6 @@ layout.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from . import predictor
+from . import predictor, threads
 from .coarse import Grid, find_grids, native
 from .entropy.binary import NUMBER, Coder
 from .errors import StreamError
@@ -142,10 +141,10 @@ def _segments(shape: tuple[int, ...]) -> list[tuple[int, int]]:
 
 
 def _each(work: Callable[[Any], Any], items: list) -> list:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if len(items) < 2 or (cores or 1) < 2:
+    together = min(threads.of_a_pass(), len(items))
+    if together < 2:
         return [work(item) for item in items]
-    with ThreadPoolExecutor(min(cores or 1, len(items))) as pool:
+    with ThreadPoolExecutor(together) as pool:
         return list(pool.map(work, items))
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from .config import WEIGHTS
-from .errors import WeightsError
+from .errors import TecError, WeightsError
 from .forks import in_child
 from .loading import check, hashed, read, ready, understood
 
@@ -229,12 +229,43 @@ def exists(model: str, weights: str, sensor: str) -> bool:
 
 
 def resolve_device(device: str) -> str:
-    """ "auto" becomes "cuda" where a GPU is visible, else "cpu"."""
-    if device != "auto":
+    """ "cpu", or "cuda:0" and so on: "auto" is the GPU that this process sees, else the CPU.
+
+    Raises
+    ------
+    TecError
+        There is no such device, or networks do not run on it.
+    """
+    if device == "cpu":
         return device
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, colon, index = str(device).partition(":")
+    if device != "auto" and (kind != "cuda" or bool(colon) != index.isdecimal()):
+        raise TecError(
+            f"device {device!r}: networks run on 'cpu' and on 'cuda', 'cuda:1', ... (GPUs that "
+            "PyTorch calls so); 'auto' takes a GPU where one is visible. Other devices lack "
+            "float64, or are not tested"
+        )
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count and torch.cuda._is_in_bad_fork():
+        text = "this process was forked from one that had used its GPU, which CUDA does not support"
+        remedy = "start processes by 'spawn' or 'forkserver' instead of 'fork'"
+        if device != "auto":
+            raise TecError(f"device {device!r}: {text}: {remedy}, or pass device='cpu'")
+        warnings.warn(f"{text}: networks run on the CPU here; {remedy}", stacklevel=2)
+        return "cpu"
+    if device == "auto" and not count:
+        return "cpu"
+    number = int(index) if index else torch.cuda.current_device() if count else 0
+    if number >= count:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        among = "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible})"
+        raise TecError(
+            f"device {device!r}: this process sees {count} CUDA devices{among}: choose "
+            + ("'cpu' or 'auto'" if not count else f"'cuda:0' to 'cuda:{count - 1}', or 'cpu'")
+        )
+    return f"cuda:{number}"
 
 
 _lock = threading.Lock()  # of the two below, for who changes them
