@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -24,12 +27,18 @@ app = typer.Typer(
 )
 
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")]
+_Storage = Annotated[
+    str | None,
+    typer.Option(
+        metavar="JSON", help='For URLs, as fsspec takes them, such as \'{"profile": "me"}\'.'
+    ),
+]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def main() -> None:
     """Entry point: exit code 0, or one line on standard error and 2 (130 after Ctrl-C)."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _retries_shown():
         # Ours are for users, those of our dependencies are not.
         warnings.simplefilter("ignore")
         warnings.simplefilter("default", UserWarning)
@@ -173,6 +182,7 @@ def compress(
             "--resume", help="Go on with what an interrupted run of the same command has left."
         ),
     ] = False,
+    storage_options: _Storage = None,
 ) -> None:
     """Compress a cube into a Zarr store."""
     from .layout import find_cube
@@ -182,7 +192,7 @@ def compress(
 
     # How a file is cut up is nobody's choice here.
     warnings.filterwarnings("ignore", message="Dask chunks of")
-    ds = open_input(source)
+    ds = open_input(source, storage_options=_storage(storage_options, source))
     if drop_bands:
         ds = _without(ds, drop_bands.split(","))
     named = _bands(bands)
@@ -194,6 +204,7 @@ def compress(
         overwrite=overwrite,
         resume=resume,
         verify={"no": False, "yes": True}.get(verify, verify),
+        storage_options=_storage(storage_options, out),
         embed_weights=embed_weights,
         model=model,
         compression=compression,
@@ -225,14 +236,17 @@ def decompress(
         ),
     ],
     overwrite: _Overwrite = False,
+    storage_options: _Storage = None,
 ) -> None:
     """Give the pixels back as ordinary files; band variables come back as band variables."""
     from .bandvars import split
     from .reading import open_input, save
     from .report import describe
 
-    describe(source)  # says so if there is nothing of ours in it
-    save(split(open_input(source, chunked=True)), out, overwrite=overwrite)
+    options = _storage(storage_options, source)
+    describe(source, storage_options=options)  # says so if there is nothing of ours in it
+    ds = split(open_input(source, chunked=True, storage_options=options))
+    save(ds, out, overwrite=overwrite, storage_options=_storage(storage_options, out))
     typer.echo(f"{source} -> {out}")
 
 
@@ -240,11 +254,12 @@ def decompress(
 def info(
     store: Annotated[str, typer.Argument(metavar="STORE", help="Store that xtec has written.")],
     as_json: _Json = False,
+    storage_options: _Storage = None,
 ) -> None:
     """Say what is in a store: model, weights, bands, sizes."""
     from .report import describe
 
-    found = describe(store)
+    found = describe(store, storage_options=_storage(storage_options, store))
     for variable in found["variables"]:
         for remark in variable["warnings"]:
             warnings.warn(f"{variable['name']}: {remark}", UserWarning, stacklevel=1)
@@ -271,6 +286,7 @@ def verify(
         bool, typer.Option("--sample", help="Look at some chunks only: 16, and one in 20.")
     ] = False,
     as_json: _Json = False,
+    storage_options: _Storage = None,
 ) -> None:
     """Check that every chunk is there, is undamaged and decodes, and how far it is from SOURCE.
 
@@ -279,8 +295,11 @@ def verify(
     from .reading import open_input
     from .verifying import verify as run
 
-    source = None if against is None else open_input(against, chunked=True)
-    found = run(store, source, sample=sample)
+    source = None
+    if against is not None:
+        options = _storage(storage_options, against)
+        source = open_input(against, chunked=True, storage_options=options)
+    found = run(store, source, sample=sample, storage_options=_storage(storage_options, store))
     if as_json:
         typer.echo(json.dumps([one.to_dict() for one in found], indent=2))
     else:
@@ -342,6 +361,22 @@ def _fail(message: str, code: int = 2) -> int:
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     sys.stderr.write("xtec: warning: " + " ".join(str(message).split()) + "\n")
+
+
+@contextmanager
+def _retries_shown() -> Iterator[None]:
+    """A line on standard error for each: a command that waits says what for."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("xtec: %(message)s"))
+    log = logging.getLogger("xtec.remote")
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 def _show(rows: list[tuple[str, str]]) -> None:
@@ -406,6 +441,23 @@ def _embedded(found: dict[str, Any]) -> str:
 def _short(value: Any) -> str:
     text = str(value)
     return text[:16] + "..." if len(text) == 64 else text
+
+
+def _storage(text: str | None, place: str) -> dict[str, Any] | None:
+    """Of a place that is a URL: others take none."""
+    from .remote import is_url
+
+    if text is None or not is_url(place):
+        return None
+    try:
+        options = json.loads(text)
+    except ValueError:
+        options = None
+    if not isinstance(options, dict):
+        raise ValueError(
+            f"""--storage-options is {text!r}: write JSON, such as '{{"profile": "me"}}'"""
+        )
+    return options
 
 
 def _sizes(text: str | None, option: str) -> dict[str, int] | None:
