@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import os
 import random
 import socket
 import struct
@@ -47,6 +48,13 @@ class Request(NamedTuple):
 Rule = Callable[[Request], str | None]
 
 
+def is_of_networks(name: str) -> bool:
+    """Whether a variable of the environment changes what clients of object storage do."""
+    return name.upper().startswith(("AWS_", "FSSPEC_", "XTEC_RETRIES")) or name.upper().endswith(
+        "_PROXY"
+    )
+
+
 def ask(port: int, method: str, path: str, body: bytes = b"") -> bytes:
     """Of the server itself, which lets everybody in: PUT /bucket makes one, say."""
     connection = http.client.HTTPConnection("127.0.0.1", port)
@@ -66,6 +74,7 @@ def s3_server() -> Iterator[int]:
     """The port of a server that keeps objects in memory, in a process of its own."""
     process = subprocess.Popen(
         [sys.executable, "-c", _SERVER],
+        env={name: value for name, value in os.environ.items() if not is_of_networks(name)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

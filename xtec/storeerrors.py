@@ -46,7 +46,13 @@ _PASSING_NUMBERS = {
 }
 _DENIED_CODES = {"ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch"}
 _DENIED_NAMES = {"PermissionDeniedError", "UnauthenticatedError"}
-_UNKNOWN_NAMES = {"DefaultCredentialsError", "NoCredentialsError", "PartialCredentialsError"}
+_UNKNOWN_NAMES = {
+    "DefaultCredentialsError",
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "ProfileNotFound",
+}
+_CLIENTS = {"aiohttp", "botocore", "gcsfs", "google", "obstore"}
 #: Where clients ask for credentials when they have found none.
 _METADATA_SERVERS = ("169.254.169.254", "metadata.google.internal")
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
@@ -95,9 +101,9 @@ def kind(error: BaseException) -> Kind | None:
         return "absent"
     if names & _PASSING_NAMES or number in _PASSING_NUMBERS:
         return "passing"
-    if _is_of_obstore(error):
-        return "passing" if "HTTP error" in str(error) else "other"
-    return None
+    if _is_of_obstore(error) and "HTTP error" in str(error):
+        return "passing"
+    return "other" if type(error).__module__.partition(".")[0] in _CLIENTS else None
 
 
 def explained(error: Exception, store: str, doing: str, *, tries: int = 1) -> Exception:
