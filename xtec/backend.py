@@ -58,12 +58,16 @@ class XtecBackend(BackendEntrypoint):
         **decoding: Any,
     ) -> xr.Dataset:
         """As the engine "zarr"; nothing of a network is loaded."""
+        import zarr
+
+        from .remote import for_reading
+
+        # zarr reads the batch size when an array is opened; it stays with that array.
         with zarr.config.set({"codec_pipeline.batch_size": 4}):
             store = _Store.open_group(
-                _normalize_path(filename_or_obj),
+                for_reading(_normalize_path(filename_or_obj), storage_options),
                 group=group,
                 consolidated=consolidated,
-                storage_options=storage_options,
                 zarr_format=zarr_format,
             )
         return ZarrBackendEntrypoint().open_dataset(

@@ -30,6 +30,12 @@ app = typer.Typer(
 )
 
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")]
+_Storage = Annotated[
+    str | None,
+    typer.Option(
+        metavar="JSON", help='For URLs, as fsspec takes them, such as \'{"profile": "me"}\'.'
+    ),
+]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -91,6 +97,7 @@ class _Given(NamedTuple):
 
     options: dict[str, Any]  # as `xtec.compress` takes them
     drop_bands: str | None
+    storage_options: str | None
 
     def open(self, source: str) -> xr.Dataset:
         """The input, and the offset that it declares where none was given."""
@@ -100,7 +107,7 @@ class _Given(NamedTuple):
 
         # How a file is cut up is nobody's choice here.
         warnings.filterwarnings("ignore", message="Dask chunks of")
-        ds = open_input(source)
+        ds = open_input(source, storage_options=_storage(self.storage_options, source))
         if self.drop_bands:
             ds = _without(ds, self.drop_bands.split(","))
         if self.options["offset"] is None:
@@ -169,6 +176,7 @@ def _codec_options(
         str | None, typer.Option(help="S2L2A or S2L1C; guessed when left out.")
     ] = None,
     zarr_format: Annotated[int, typer.Option(help="3 or 2.")] = 3,
+    storage_options: _Storage = None,
 ) -> _Given:
     options = {
         "model": model,
@@ -188,7 +196,7 @@ def _codec_options(
         "sensor": sensor,
         "zarr_format": zarr_format,
     }
-    return _Given(options, drop_bands)
+    return _Given(options, drop_bands, storage_options)
 
 
 def _with_codec_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -256,6 +264,7 @@ def compress(
         overwrite=overwrite,
         resume=resume,
         verify={"no": False, "yes": True}.get(verify, verify),
+        storage_options=_storage(given.storage_options, out),
         embed_weights=embed_weights,
         **given.options,
     )
@@ -328,14 +337,17 @@ def decompress(
         ),
     ],
     overwrite: _Overwrite = False,
+    storage_options: _Storage = None,
 ) -> None:
     """Give the pixels back as ordinary files; band variables come back as band variables."""
     from .bandvars import split
     from .reading import open_input, save
     from .report import describe
 
-    describe(source)  # says so if there is nothing of ours in it
-    save(split(open_input(source, chunked=True)), out, overwrite=overwrite)
+    options = _storage(storage_options, source)
+    describe(source, storage_options=options)  # says so if there is nothing of ours in it
+    ds = split(open_input(source, chunked=True, storage_options=options))
+    save(ds, out, overwrite=overwrite, storage_options=_storage(storage_options, out))
     typer.echo(f"{source} -> {out}")
 
 
@@ -343,11 +355,12 @@ def decompress(
 def info(
     store: Annotated[str, typer.Argument(metavar="STORE", help="Store that xtec has written.")],
     as_json: _Json = False,
+    storage_options: _Storage = None,
 ) -> None:
     """Say what is in a store: model, weights, bands, sizes."""
     from .report import describe
 
-    found = describe(store)
+    found = describe(store, storage_options=_storage(storage_options, store))
     for variable in found["variables"]:
         for remark in variable["warnings"]:
             warnings.warn(f"{variable['name']}: {remark}", UserWarning, stacklevel=1)
@@ -374,6 +387,7 @@ def verify(
         bool, typer.Option("--sample", help="Look at some chunks only: 16, and one in 20.")
     ] = False,
     as_json: _Json = False,
+    storage_options: _Storage = None,
 ) -> None:
     """Check that every chunk is there, is undamaged and decodes, and how far it is from SOURCE.
 
@@ -382,8 +396,11 @@ def verify(
     from .reading import open_input
     from .verifying import verify as run
 
-    source = None if against is None else open_input(against, chunked=True)
-    found = run(store, source, sample=sample)
+    source = None
+    if against is not None:
+        options = _storage(storage_options, against)
+        source = open_input(against, chunked=True, storage_options=options)
+    found = run(store, source, sample=sample, storage_options=_storage(storage_options, store))
     if as_json:
         typer.echo(json.dumps([one.to_dict() for one in found], indent=2))
     else:
@@ -517,6 +534,23 @@ def _embedded(found: dict[str, Any]) -> str:
 def _short(value: Any) -> str:
     text = str(value)
     return text[:16] + "..." if len(text) == 64 else text
+
+
+def _storage(text: str | None, place: str) -> dict[str, Any] | None:
+    """Of a place that is a URL: others take none."""
+    from .remote import is_url
+
+    if text is None or not is_url(place):
+        return None
+    try:
+        options = json.loads(text)
+    except ValueError:
+        options = None
+    if not isinstance(options, dict):
+        raise ValueError(
+            f"""--storage-options is {text!r}: write JSON, such as '{{"profile": "me"}}'"""
+        )
+    return options
 
 
 def _sizes(text: str | None, option: str) -> dict[str, int] | str | None:

@@ -89,6 +89,7 @@ def embed_weights(store: Any, *, storage_options: dict[str, Any] | None = None) 
     """
     import zarr
 
+    from .remote import name_of
     from .report import find_codec
     from .rootlast import open_store
     from .writing import quiet
@@ -99,7 +100,7 @@ def embed_weights(store: Any, *, storage_options: dict[str, Any] | None = None) 
         arrays = [node for _, node in root.members(max_depth=None) if isinstance(node, zarr.Array)]
         codecs = [codec for array in arrays if (codec := find_codec(array)) is not None]
         if not codecs:
-            raise ValueError(f"{store} holds no variable that xtec has compressed")
+            raise ValueError(f"{name_of(place)} holds no variable that xtec has compressed")
         return embed(place, codecs)
 
 

@@ -20,6 +20,7 @@ from .attributes import CF_ENCODING
 from .backend import XtecBackend
 from .dims import dim_roles, is_image
 from .messages import warn
+from .remote import for_reading, is_url
 from .rootlast import ROOT_KEYS, not_whole, says_unfinished
 
 NETCDF = (".nc", ".nc4", ".cdf", ".h5")
@@ -30,7 +31,12 @@ _DATE = re.compile(
 _BLOCK = 2048  # rows and columns of a lazily read piece of a GeoTIFF
 
 
-def open_input(path: str | os.PathLike[str], *, chunked: bool = False) -> xr.Dataset:
+def open_input(
+    path: str | os.PathLike[str],
+    *,
+    chunked: bool = False,
+    storage_options: dict[str, Any] | None = None,
+) -> xr.Dataset:
     """Open a cube lazily.
 
     Parameters
@@ -40,6 +46,8 @@ def open_input(path: str | os.PathLike[str], *, chunked: bool = False) -> xr.Dat
         GeoTIFFs: a file a band, or a file a date; band and date are read off the names.
     chunked : bool
         With Dask blocks as the file has them (GeoTIFFs always have some).
+    storage_options : dict, optional
+        For URLs.
 
     Raises
     ------
@@ -49,8 +57,8 @@ def open_input(path: str | os.PathLike[str], *, chunked: bool = False) -> xr.Dat
         It is none of these.
     """
     text = os.fspath(path)
-    if "://" in text:
-        return _open_zarr(text, chunked)
+    if is_url(text):
+        return _open_zarr(for_reading(text, storage_options), chunked)
     place = Path(text)
     if not place.exists():
         raise FileNotFoundError(
@@ -75,12 +83,17 @@ def open_input(path: str | os.PathLike[str], *, chunked: bool = False) -> xr.Dat
 
 
 def save(
-    ds: xr.Dataset, path: str | os.PathLike[str], *, overwrite: bool = False, progress: bool = True
+    ds: xr.Dataset,
+    path: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    progress: bool = True,
+    storage_options: dict[str, Any] | None = None,
 ) -> None:
     """Write without our codec: ``.zarr``, ``.zarr.zip`` or ``.nc`` (all lossless), else GeoTIFFs.
 
-    GeoTIFFs go into a folder. What is at ``path`` stays unless ``overwrite``; an interrupted run
-    leaves nothing that opens as if it were whole.
+    GeoTIFFs go into a folder, Zarr also to URLs. What is at ``path`` stays unless ``overwrite``; an
+    interrupted run leaves nothing that opens as if it were whole.
     """
     from .messages import bar
     from .writing import write_store, write_zip
@@ -90,6 +103,11 @@ def save(
         ds[name].encoding = {
             key: value for key, value in ds[name].encoding.items() if key in CF_ENCODING
         }
+    if is_url(path):
+        if not str(path).rstrip("/").endswith(".zarr"):
+            raise ValueError(f"{path} is a URL: only Zarr is written there, name it .zarr")
+        write_store(ds, path, overwrite, progress, storage_options)
+        return None
     place = Path(path)
     if place.suffix.lower() == ".zip":
         write_zip(ds, place, overwrite, progress)

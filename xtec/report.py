@@ -16,21 +16,24 @@ from .chunks import ChunkCoder
 from .embedded import summary
 from .quality import bpppb
 from .ratecontrol import target_of
+from .remote import for_reading, name_of
 from .rootlast import not_whole, says_unfinished
 from .writing import quiet
 
 
-def describe(store: str | os.PathLike[str]) -> dict[str, Any]:
+def describe(
+    store: str | os.PathLike[str], *, storage_options: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Settings and sizes of every variable that our codec has compressed, as JSON values.
 
-    Decodes nothing and loads no network.
+    Decodes nothing and loads no network. ``store`` is a path or a URL.
 
     Raises
     ------
     ValueError
         ``store`` is no Zarr store, or none of its variables is compressed by xtec.
     """
-    group, arrays, compressed = compressed_arrays(store)
+    group, arrays, compressed = compressed_arrays(store, storage_options)
     return {
         "store": os.fspath(store),
         "zarr_format": group.metadata.zarr_format,
@@ -46,23 +49,22 @@ def compressed_arrays(
     store: Any, storage_options: dict[str, Any] | None = None
 ) -> tuple[zarr.Group, dict[str, zarr.Array], dict[str, ChunkCoder]]:
     """The group, its arrays, and our codec in those that have it; ValueError where none has."""
-    text, place = str(store), store
-    if isinstance(store, (str, os.PathLike)) and os.fspath(store).endswith(".zip"):
-        place = ZipStore(Path(store), mode="r")
+    place = for_reading(store, storage_options)
+    if isinstance(place, (str, os.PathLike)) and os.fspath(place).endswith(".zip"):
+        place = ZipStore(Path(place), mode="r")
     try:
         with quiet():
-            group = zarr.open_group(
-                place, mode="r", use_consolidated=False, storage_options=storage_options
-            )
+            group = zarr.open_group(place, mode="r", use_consolidated=False)
             arrays = dict(group.arrays())
     except (FileNotFoundError, ValueError) as error:
         if not says_unfinished(error):
             raise
-        raise ValueError(not_whole(text)) from error
+        raise ValueError(not_whole(place)) from error
     found = {name: codec for name, a in arrays.items() if (codec := find_codec(a)) is not None}
     if not found:
         raise ValueError(
-            f"{text} holds no variable that xtec has compressed; its variables are {sorted(arrays)}"
+            f"{name_of(place)} holds no variable that xtec has compressed; its variables are "
+            f"{sorted(arrays)}"
         )
     return group, arrays, found
 

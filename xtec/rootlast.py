@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Iterable
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
 from zarr.abc.store import Store
@@ -19,12 +18,16 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import StorePath, WrapperStore, ZipStore
 
+from .remote import is_url, name_of, open_url, reliable
+from .storeerrors import explained
+
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
     from zarr.core.buffer import Buffer, BufferPrototype
 
 ROOT_KEYS = ("zarr.json", ".zattrs", ".zmetadata", ".zgroup")
 LEFT_OVER = ".partial"  # how zarr's LocalStore calls a file until it is whole
+_NAMED = 3  # foreign files that a message names
 _NODE_KEYS = ("zarr.json", ".zarray", ".zgroup")
 #: What the mark of an unfinished store says, in the place of its format: zarr quotes it.
 UNFINISHED = (
@@ -54,11 +57,12 @@ class RootLast(WrapperStore[Store]):
         text = json.dumps({"zarr_format": UNFINISHED, "node_type": "group"})
 
         async def write() -> None:
-            # A store that reads metadata may refuse this: it is as well protected without.
-            with suppress(Exception):
-                await self._store.set(
-                    key, default_buffer_prototype().buffer.from_bytes(text.encode())
-                )
+            try:
+                await self._write(key, default_buffer_prototype().buffer.from_bytes(text.encode()))
+            except OSError:
+                raise
+            except Exception:
+                pass  # a store that reads metadata may refuse this: it is as well protected without
             for other in (".zattrs", ".zmetadata") if zarr_format == 2 else ():
                 await self._store.delete(other)
 
@@ -70,15 +74,25 @@ class RootLast(WrapperStore[Store]):
         async def write() -> None:
             for key in ROOT_KEYS:
                 if key in self._held:
-                    await self._store.set(key, self._held[key])
+                    await self._write(key, self._held[key])
 
         sync(write())
+
+    async def _write(self, key: str, value: Buffer) -> None:
+        """Errors say where, and what to do."""
+        try:
+            await self._store.set(key, value)
+        except OSError as error:
+            better = explained(error, name_of(self._store), f"writing {key}")
+            if better is error:
+                raise
+            raise better from error
 
     async def set(self, key: str, value: Buffer) -> None:
         if key in ROOT_KEYS:
             self._held[key] = value
         else:
-            await self._store.set(key, value)
+            await self._write(key, value)
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
         if key in ROOT_KEYS:
@@ -118,15 +132,17 @@ def says_unfinished(error: Exception) -> bool:
 
 
 def not_whole(store: Any) -> str:
-    """What to tell whoever wants to read an unfinished store."""
+    """What to tell whoever wants to read a store that is unfinished, or is none."""
+    if isinstance(store, Store) and is_empty(store):
+        return f"there is nothing at {name_of(store)}: correct the name"
     return (
-        f"{store} is not a whole Zarr store (it has no root metadata): was its writing "
+        f"{name_of(store)} is not a whole Zarr store (it has no root metadata): was its writing "
         "interrupted? The same compress --resume (resume=True) goes on with it"
     )
 
 
 def open_store(store: Any, storage_options: dict[str, Any] | None = None) -> Store:
-    """A zarr Store for writing of a path, a URL or a Store."""
+    """A zarr Store for writing of a path, a URL or a Store; with retries, where it is remote."""
     from zarr.storage._common import make_store
 
     if isinstance(store, ZipStore):
@@ -135,11 +151,16 @@ def open_store(store: Any, storage_options: dict[str, Any] | None = None) -> Sto
         )
     if isinstance(store, StorePath):
         raise ValueError(f"cannot write to {store}, a path inside a store: pass the store")
+    if is_url(store):
+        return open_url(store, storage_options)
     if isinstance(store, os.PathLike):
         store = os.fspath(store)
     if isinstance(store, str) and os.path.isfile(store):
         raise FileExistsError(f"{store} is a file: choose another name for the store")
-    return sync(make_store(store, mode="a", storage_options=storage_options))
+    try:
+        return reliable(sync(make_store(store, mode="a", storage_options=storage_options)))
+    except OSError as error:
+        raise explained(error, str(store), "making the folder") from error
 
 
 def is_empty(store: Store) -> bool:
@@ -164,9 +185,10 @@ def prepare(store: Store, overwrite: bool) -> None:
                 continue
             if await is_foreign(name):
                 foreign.append(name)
+            if len(foreign) == _NAMED:
+                break
         return names, foreign, await _has_root(store)
 
-    root = getattr(store, "root", None)
     names, foreign, whole = sync(look())
     if not names:
         return
@@ -176,14 +198,20 @@ def prepare(store: Store, overwrite: bool) -> None:
         else:
             state = "holds what an interrupted write has left: pass resume=True to go on with it,"
         raise FileExistsError(
-            f"{root or store} {state} overwrite=True to replace it, or choose another name"
+            f"{name_of(store)} {state} overwrite=True to replace it, or choose another name"
         )
     if foreign:
         raise FileExistsError(
-            f"{root or store} holds {sorted(foreign)[:3]}, which is no part of a Zarr store: it "
+            f"{name_of(store)} holds {sorted(foreign)}, which is no part of a Zarr store: it "
             "is not overwritten; choose another name"
         )
-    sync(store.clear())
+
+    async def clear() -> None:
+        for key in ROOT_KEYS:  # first: what is half gone must not open
+            await store.delete(key)
+        await store.clear()
+
+    sync(clear())
 
 
 async def _is_empty(store: Store, besides: Collection[str] = ()) -> bool:

@@ -18,3 +18,8 @@ missing_chunks: str = os.environ.get("XTEC_MISSING_CHUNKS", "raise")
 """What a read does with a chunk that was never written (format 3 only): ``"raise"``, or ``"fill"``
 to see it as nodata, for looking at what an interrupted write has left.
 Environment variable ``XTEC_MISSING_CHUNKS``."""
+
+retries: int = int(os.environ.get("XTEC_RETRIES") or 8)
+"""How often an operation on object storage is tried again when it fails for a moment; read when a
+store is opened. 8 times take about a minute, and each further one half a minute.
+Environment variable ``XTEC_RETRIES``."""

@@ -230,6 +230,8 @@ def to_zarr(
     FileExistsError
         When there is something at ``store``.
     """
+    from .remote import is_url
+
     if mode not in ("w-", "w"):
         raise ValueError(
             f"mode must be 'w-' or 'w', got {mode!r}: to append or to write a region use "
@@ -245,7 +247,8 @@ def to_zarr(
         )
     packed = obj if is_packed(obj) and not options else compress(obj, **options)  # type: ignore[type-var]
     started = time.perf_counter()
-    if isinstance(store, (str, os.PathLike)) and os.fspath(store).endswith(".zip"):
+    local = isinstance(store, (str, os.PathLike)) and not is_url(store)
+    if local and os.fspath(store).endswith(".zip"):
         written = write_zip(
             packed,
             Path(store),
