@@ -26,6 +26,7 @@ from .chunks import ChunkCoder
 from .embedded import GROUP
 from .objects import At, grid_of, keys_of, read, read_all, region_of, streams_in
 from .rootlast import LEFT_OVER, ROOT_KEYS, UNFINISHED, RootLast
+from .storeerrors import StoreError
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
@@ -137,7 +138,7 @@ def survey(
             todo[at] = False
         for at in damaged:
             todo[at] = True
-        left.append(Job(replace(place, store=target), variable.data, todo))
+        left.append(Job(replace(place, store=RootLast(target)), variable.data, todo))
         whole += int(todo.size - todo.sum())
         written += int(todo.sum())
     return Found(
@@ -336,6 +337,8 @@ def _damaged(target: Target, places: list[At]) -> list[At]:
 def _decodes(array: zarr.Array, at: At) -> bool:
     try:
         array[region_of(array, at)]
+    except StoreError:
+        raise
     except Exception:  # each compressor has errors of its own
         return False
     return True
