@@ -41,7 +41,19 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
 
 @pytest.mark.parametrize(
     ("cores", "torch_threads", "at_once", "each"),
-    [(1, 1, 1, 1), (2, 2, 1, 2), (2, 1, 2, 1), (8, 3, 2, 3), (8, 4, 2, 4), (2, 16, 1, 2)],
+    [
+        (1, 1, 1, 1),
+        (2, 2, 2, 1),
+        (2, 1, 2, 1),
+        (8, 3, 4, 2),
+        (8, 8, 4, 2),
+        (8, 1, 8, 1),
+        (16, 16, 4, 4),
+        (64, 2, 32, 2),
+        (6, 6, 3, 2),
+        (7, 7, 3, 2),
+        (2, 16, 2, 1),
+    ],
 )
 def test_passes_share_the_cores(machine, cores, torch_threads, at_once, each) -> None:
     machine(cores, torch_threads)
@@ -117,7 +129,7 @@ def test_a_limit_comes_first(machine, monkeypatch) -> None:
     seen: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", seen.append)
     threads.limit(3)
-    assert (threads.allowed(), threads.passes(), threads.of_a_pass(), seen) == (3, 1, 3, [3])
+    assert (threads.allowed(), threads.passes(), threads.of_a_pass(), seen) == (3, 3, 1, [3])
     threads.limit(None)
     assert threads.allowed() == 8
     with pytest.raises(ValueError, match="not 0"):
@@ -138,7 +150,7 @@ def test_a_limit_holds_for_torch(before: str) -> None:
         print(torch.get_num_threads(), threads.of_a_pass(), threads.passes())
         """
     )
-    assert out.split() == ["2", "1", "2", "2", "1"]
+    assert out.split() == ["1", "2", "2", "1", "2"]
 
 
 def test_before_torch_is_imported_the_environment_says() -> None:
@@ -155,7 +167,36 @@ def test_before_torch_is_imported_the_environment_says() -> None:
         assert "torch" not in sys.modules
         """
     )
-    assert out.split() == ["1", "6", "2", "3", *["6", "1"] * 4]
+    assert out.split() == ["1", "6", *["2", "3"] * 5]
+
+
+def test_only_passes_take_a_share() -> None:
+    """PyTorch's threads of a pass; those of this thread, of threads to come, and of later ones."""
+    out = run(
+        """
+        import os, torch
+        from concurrent.futures import ThreadPoolExecutor
+        os.sched_getaffinity = lambda _: set(range(6))
+        from tec import threads
+        threads._QUOTAS = ()
+        torch.set_num_threads(5)
+
+        def work():
+            threads.settle()
+            return torch.get_num_threads()
+
+        def pass_():
+            with threads.sharing():
+                return work()
+
+        print(work())
+        with ThreadPoolExecutor(4) as pool:
+            print(*{future.result() for future in [pool.submit(pass_) for _ in range(40)]})
+        with ThreadPoolExecutor(1) as pool:
+            print(pool.submit(work).result(), pool.submit(pass_).result(), work())
+        """
+    )
+    assert out.split() == ["5", "2", "5", "2", "5"]
 
 
 # the gate

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
 import numpy as np
+from tec import memory
 
 from .messages import bar
-from .objects import At, Region, region_of, unit_of
+from .objects import At, region_of, unit_of
 
 if TYPE_CHECKING:
     import dask.array
@@ -97,7 +98,8 @@ class Job:
     target : where it goes
     data : the variable as it is stored, in blocks of whole objects (chunks or shards) but for the
         ends of the array
-    write : for each object of the array whether it is to be written
+    write : for each object of the array whether it is to be written; the block that it lies in is
+        written as a whole
     look : for each object whether it is to be compared with the block, and repaired; None for none
     corner : where in the array the first pixel of ``data`` goes
     """
@@ -211,13 +213,10 @@ def _do(block: np.ndarray, shared: Any = None, block_id: tuple[int, ...] = ()) -
         slice(start // size, -(-(start + n) // size))
         for start, n, size in zip(corner, block.shape, unit, strict=True)
     )
-    write = shared.write[inside]
-    if write.all():
+    if shared.write[inside].any():
+        # All of it, also where a part is there: what goes through a network together comes out the
+        # same, to the last bit, only together.
         array[tuple(slice(c, c + n) for c, n in zip(corner, block.shape, strict=True))] = block
-    else:
-        for at in np.argwhere(write).tolist():
-            region, part = _part(array, inside, at, corner)
-            array[region] = block[part]
     out = np.empty((1,) * block.ndim, object)
     if shared.look is not None and (look := shared.look[inside]).any():
         from .verifying import look_at
@@ -225,20 +224,13 @@ def _do(block: np.ndarray, shared: Any = None, block_id: tuple[int, ...] = ()) -
         places = []
         for at in np.argwhere(look).tolist():
             place = tuple(i + s.start for i, s in zip(at, inside, strict=True))
-            places.append((place, block[_part(array, inside, at, corner)[1]]))
+            region = region_of(array, place)
+            part = tuple(slice(r.start - c, r.stop - c) for r, c in zip(region, corner))
+            places.append((place, block[part]))
         repair = not shared.target.read_only
         out[(0,) * block.ndim] = look_at(array, places, repair)
+    memory.give_back()
     return out
-
-
-def _part(
-    array: zarr.Array, inside: Region, at: Sequence[int], corner: Sequence[int]
-) -> tuple[Region, Region]:
-    """The pixels of an object: in the array, and in the block."""
-    place = tuple(i + s.start for i, s in zip(at, inside, strict=True))
-    region = region_of(array, place)
-    part = tuple(slice(r.start - c, r.stop - c) for r, c in zip(region, corner, strict=True))
-    return region, part
 
 
 # schedulers

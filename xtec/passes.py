@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from tec import threads
+from tec import memory, threads
 from tec.batches import PIXELS
 
 from xtec import settings
@@ -35,8 +35,8 @@ _THREADS = 4096
 def run_pass(work: Callable[..., T], *args: Any) -> Future[T]:
     """Queue `work` (an encode or a decode) for the device in `settings`.
 
-    Passes on the processor run side by side, as many as there are cores for (`tec.threads`); on a
-    GPU one at a time.
+    Passes on the processor run side by side and share its cores (`tec.threads`); on a GPU one at
+    a time.
     """
     device = _place(settings.device)
     with _gates_lock:
@@ -114,7 +114,9 @@ def _settle(future: Future, work: Callable, args: tuple) -> None:
     if not future.set_running_or_notify_cancel():
         return
     try:
-        result = work(*args)
+        memory.keep()
+        with threads.sharing():
+            result = work(*args)
     except BaseException as error:
         future.set_exception(error)
         del future  # which the error's traceback would keep, and it the error

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 import numpy as np
 import torch
 
+from . import threads
 from .entropy import portable, rans
 from .errors import StreamError, TecError
 from .models.coding import drive
@@ -35,6 +36,7 @@ class Coded(NamedTuple):
 @contextmanager
 def exactly(network: torch.nn.Module | Any) -> Iterator[None]:
     """Inference in the precision of the weights: anything shorter would be beyond any margin."""
+    threads.settle()
     with torch.inference_mode(), full_precision(next(network.parameters()).device.type):
         yield
 

@@ -1,18 +1,30 @@
 """Cores that this process may use, and how passes share them.
 
-A pass codes some chunks. It takes as many threads as PyTorch takes for one operation, also where no
-network runs (`tec.residual`), and as many passes may run at one time as there are cores for. A Dask
-worker with a nanny starts PyTorch with one thread: as many passes as the worker has threads; in a
-notebook PyTorch has all cores: one pass.
+A pass codes some chunks. A good part of it runs in one thread (the coder, masks, filling), so a few
+passes side by side with a share of the cores each are faster than one that has them all: by a
+quarter to a half on two cores. A Dask worker with a nanny starts PyTorch with one thread: there as
+many passes run as the worker has threads.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 _limit: int | None = None
+_share = threading.local()
+_settling = threading.Lock()
+
+#: Passes side by side where PyTorch would give each all cores: each takes some 300 MB.
+_MOST = 4
 
 #: What PyTorch's threads start from: builds with MKL take the second where both are set.
 _VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -29,7 +41,7 @@ def limit(cores: int | None) -> None:
 
     For who starts several processes on one machine and shares its cores among them, to call in each
     of them, first of all: PyTorch starts with no more threads if it is not imported yet, and is set
-    to no more if it is. Nothing else in tec changes PyTorch's threads.
+    to no more if it is.
     """
     global _limit
     if cores is not None and cores < 1:
@@ -61,17 +73,50 @@ def allowed() -> int:
 
 
 def of_a_pass() -> int:
-    """Threads that a pass takes: PyTorch's, as it has them in this thread. Where nothing has
-    imported it, as many as it would start with."""
+    """Threads that a pass takes."""
+    cores = allowed()
     # None while another thread is importing it
     count = getattr(sys.modules.get("torch"), "get_num_threads", None)
-    cores = allowed()
-    return min(cores, (_configured() if count is None else count()) or cores)
+    most = (_configured() if count is None else count()) or cores
+    return min(most, -(-cores // _MOST))
 
 
 def passes() -> int:
     """Passes that may run at one time on the processor."""
     return max(1, allowed() // of_a_pass())
+
+
+@contextmanager
+def sharing() -> Iterator[None]:
+    """What runs inside, in this thread, is one of `passes`: it takes its share of the cores."""
+    _share.threads = of_a_pass()
+    try:
+        yield
+    finally:
+        _share.threads = None
+
+
+def settle() -> None:
+    """Have PyTorch take the share of this thread, if it has one, once PyTorch is there.
+
+    In this thread alone: OpenMP keeps the number by thread. PyTorch keeps one more, for threads to
+    come, which is put back.
+    """
+    import torch
+
+    wanted = getattr(_share, "threads", None)
+    if wanted is None or torch.get_num_threads() == wanted:
+        return
+    with _settling:
+        usual = _elsewhere(torch.get_num_threads)
+        torch.set_num_threads(wanted)
+        _elsewhere(torch.set_num_threads, usual)
+
+
+def _elsewhere(work: Callable[..., T], *args: Any) -> T:
+    """In a thread that PyTorch has not seen."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work, *args).result()
 
 
 def _configured() -> int | None:
