@@ -81,6 +81,7 @@ def _root(
 
 @app.command()
 def compress(
+    context: typer.Context,
     source: Annotated[
         str,
         typer.Argument(
@@ -173,10 +174,18 @@ def compress(
             "--resume", help="Go on with what an interrupted run of the same command has left."
         ),
     ] = False,
+    append: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIM",
+            help="time: put the dates of IN behind those of OUT, compressed as these are.",
+        ),
+    ] = None,
 ) -> None:
     """Compress a cube into a Zarr store."""
     from .layout import find_cube
     from .reading import open_input
+    from .rootlast import is_empty, open_store
     from .stored import declared_offset
     from .writing import to_zarr
 
@@ -186,31 +195,39 @@ def compress(
     if drop_bands:
         ds = _without(ds, drop_bands.split(","))
     named = _bands(bands)
-    if offset is None:
-        offset = declared_offset(find_cube(ds, bands=named, sensor=sensor).data) or 0.0
+    options: dict[str, Any] = {
+        "model": model,
+        "compression": compression,
+        "psnr": psnr,
+        "ratio": ratio,
+        "quality": _quality(quality),
+        "forecast": forecast,
+        "max_error": _max_error(max_error),
+        "weights": weights,
+        "chunks": _sizes(chunks, "--chunks"),
+        "shards": _sizes(shards, "--shards"),
+        "offset": offset,
+        "scale": scale,
+        "nodata": _nodata(nodata),
+        "bands": named,
+        "sensor": sensor,
+        "zarr_format": zarr_format,
+    }
+    if append is not None and not is_empty(open_store(out)):
+        # The store says how; what is asked for is compared with it.
+        options = {name: value for name, value in options.items() if _is_given(context, name)}
+    elif offset is None:
+        cube = find_cube(ds, bands=named, sensor=sensor).data
+        options["offset"] = declared_offset(cube) or 0.0
     summary = to_zarr(
         ds,
         out,
+        append_dim=append,
         overwrite=overwrite,
         resume=resume,
         verify={"no": False, "yes": True}.get(verify, verify),
         embed_weights=embed_weights,
-        model=model,
-        compression=compression,
-        psnr=psnr,
-        ratio=ratio,
-        quality=_quality(quality),
-        forecast=forecast,
-        max_error=_max_error(max_error),
-        weights=weights,
-        chunks=_sizes(chunks, "--chunks"),
-        shards=_sizes(shards, "--shards"),
-        offset=offset,
-        scale=scale,
-        nodata=_nodata(nodata),
-        bands=named,
-        sensor=sensor,
-        zarr_format=zarr_format,
+        **options,
     )
     typer.echo(str(summary))
 
@@ -320,6 +337,12 @@ def demo(
     from .demo import run
 
     raise typer.Exit(run(cube, model=model, compression=compression))
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    """Whether an option was typed, or is its default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
 
 
 def _without(ds: xr.Dataset, names: list[str]) -> xr.Dataset:
