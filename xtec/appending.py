@@ -1,79 +1,37 @@
-"""append_dim= and region=: more dates for a store that is there, or a part of its pixels anew.
+"""append_dim=: more dates for a store that is there; and where regions.py begins.
 
 An append writes, in this order: coordinates along time (their chunks hold the same values for the
 dates that were there), chunks of images beyond the end, metadata, and last the one key that decides
 how long the store is (see existing.py). Where an append begins inside a chunk, that chunk is
-written as a whole from originals, over the old one: both hold the old dates. A region writes chunks
-and nothing else, so that several processes may write regions side by side.
+written as a whole from originals, over the old one: both hold the old dates.
 """
 
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 from zarr.core.sync import sync
 
-from .blocks import Job, Target, each, run
+from .adding import Image, Step, along, array_of, blocks_of, is_image, named
+from .blocks import Target, each
 from .conform import check_packing, compare, encoded, fit
-from .dims import role_of
 from .existing import Existing, look, same_values, stored_in, total_size
-from .grid import align
 from .messages import quiet, warn
-from .objects import At, Region, grid_of, keys_of, read_all, region_of, streams_in, unit_of
+from .objects import At, grid_of, keys_of, read_all, streams_in, unit_of
 from .ratecontrol import target_of
-from .resume import Resumed, _damaged
+from .regions import Write
+from .resume import Resumed
 from .rootlast import is_empty, open_store
-from .verifying import Verified, conclude, looking
+from .verifying import Verified
 
 if TYPE_CHECKING:
     import zarr
-    from zarr.abc.store import Store
 
     from .writing import Summary
-
-#: Dates that a message names.
-_SOME = 3
-
-
-@dataclass(frozen=True)
-class _Image:
-    """A variable that is written in blocks.
-
-    Attributes
-    ----------
-    name : of the array
-    data : as the array holds it, in Dask
-    corner : of its first pixel in the array
-    array : as long as it will be, over the chunks that are there
-    """
-
-    name: str
-    data: xr.Variable
-    corner: tuple[int, ...]
-    array: zarr.Array
-
-    @property
-    def inside(self) -> Region:
-        """Its objects, in the grid of the array."""
-        return tuple(
-            slice(c // u, -(-(c + n) // u))
-            for c, n, u in zip(self.corner, self.data.shape, unit_of(self.array), strict=True)
-        )
-
-    @property
-    def places(self) -> list[At]:
-        ranges = [range(s.start, s.stop) for s in self.inside]
-        first = [r.start for r in ranges]
-        return [
-            tuple(i + f for i, f in zip(at, first, strict=True))
-            for at in np.ndindex(*map(len, ranges))
-        ]
 
 
 def add(
@@ -129,11 +87,11 @@ def add(
     started = time.perf_counter()
     with quiet():
         there = look(target, None if append_dim is None else str(append_dim))
-        step: _Append | _Write
+        step: Append | Write
         if region is None:
-            step = _Append(obj, there, str(append_dim), options, resume)
+            step = Append(obj, there, str(append_dim), options, resume)
         else:
-            step = _Write(obj, there, region, options, resume)
+            step = Write(obj, there, region, options, resume)
         resumed, verified = step.go(verify, progress)
     data, config = step.cube, there.codec.config
     size = total_size(target, [*keys_of(data.array, there.name, data.places).values()])
@@ -157,58 +115,7 @@ def add(
     )
 
 
-class _Step:
-    """What both have in common: images, which of their objects stay, and writing the others."""
-
-    there: Existing
-    images: list[_Image]
-    #: keys that are written without a look at what stands there
-    anew: frozenset[str] = frozenset()
-
-    @property
-    def cube(self) -> _Image:
-        return next(image for image in self.images if image.name == self.there.name)
-
-    def whole(self, image: _Image, places: Sequence[At]) -> list[At]:
-        """Those of some objects that are there and not damaged."""
-        target = Target(image.array.store, image.name, self.there.zarr_format, read_only=True)
-        spoilt = {at for some in each(_damaged, target, list(places)) for at in some}
-        return [at for at in places if at not in spoilt]
-
-    def write(
-        self, overlay: Store, kept: Mapping[str, Sequence[At]], verify: bool | str, progress: bool
-    ) -> tuple[Resumed, Verified | None]:
-        there, jobs = self.there, []
-        whole = written = 0
-        for image in self.images:
-            target = Target(overlay, image.name, there.zarr_format, keep_empty=True)
-            todo = np.zeros(grid_of(image.array), bool)
-            todo[image.inside] = True
-            for at in kept[image.name]:
-                todo[at] = False
-            whole += len(kept[image.name])
-            written += int(todo.sum())
-            job = Job(target, image.data.data, todo, corner=image.corner)
-            if verify and image.name == there.name:
-                inside = image.inside
-                part = looking(replace(job, write=todo[inside]), verify == "sample").look
-                seen = np.zeros(todo.shape, bool)
-                seen[inside] = part
-                job = replace(job, look=seen)
-            jobs.append(job)
-        parts = run(jobs, "compressing", progress)
-        verified = None
-        if verify:
-            (mine,) = (p for p, job in zip(parts, jobs, strict=True) if job.look is not None)
-            # its metadata are not the store's: what is noted there is up to who writes them
-            verified = conclude(overlay, there.name, mine)
-        return Resumed(whole, written), verified
-
-    def go(self, verify: bool | str, progress: bool) -> tuple[Resumed, Verified | None]:
-        raise NotImplementedError
-
-
-class _Append(_Step):
+class Append(Step):
     """More dates."""
 
     def __init__(
@@ -251,9 +158,9 @@ class _Append(_Step):
             if dim not in there.dims(name):
                 compare(there, name, variable, {})
             else:
-                self._along(name, variable)
+                self._with_dates(name, variable)
 
-    def _along(self, name: str, variable: xr.Variable) -> None:
+    def _with_dates(self, name: str, variable: xr.Variable) -> None:
         """A variable with dates: its size, packing and place."""
         there, dim = self.there, self.dim
         order = there.dims(name)
@@ -270,13 +177,13 @@ class _Append(_Step):
                 f"{name!r} is {dict(variable.sizes)} here and {sizes} in {there}: only {dim!r} may "
                 "differ; pass the same pixels"
             )
-        if not _is_image(order):
+        if not is_image(order):
             self.small[name] = encoded(there, name, xr.Variable(order, np.asarray(variable)))
             self._check_overlap(name)
             return
         if name != there.name:
             check_packing(there, name, variable)
-        axis, array = order.index(dim), _array(self.long, there, name)
+        axis, array = order.index(dim), array_of(self.long, there, name)
         if variable.chunks is None:
             variable = variable.chunk(dict(zip(order, unit_of(array), strict=True)))
         raw = encoded(there, name, variable)
@@ -284,8 +191,8 @@ class _Append(_Step):
         corner[axis] = self.start // unit_of(array)[axis] * unit_of(array)[axis]
         if corner[axis] < self.start:  # lossless: what its chunk holds is read from the store
             raw = _preceded(raw, there.arrays[name], axis, slice(corner[axis], self.start))
-        blocks = _blocks(raw, array, name == there.name)
-        self.images.append(_Image(name, blocks, tuple(corner), array))
+        blocks = blocks_of(raw, array, name == there.name)
+        self.images.append(Image(name, blocks, tuple(corner), array))
 
     def _start(self, dates: xr.Variable | None) -> int:
         """Where the dates go: behind the last chunk, or from the start of one that is not full."""
@@ -311,7 +218,7 @@ class _Append(_Step):
         given = xr.DataArray(dates, name=dim).to_index()
         if given.has_duplicates:
             raise ValueError(
-                f"{_named(given[given.duplicated()])} comes twice in what is appended: drop one, "
+                f"{named(given[given.duplicated()])} comes twice in what is appended: drop one, "
                 f".drop_duplicates({dim!r})"
             )
         place = {value: i for i, value in enumerate(before)}
@@ -319,7 +226,7 @@ class _Append(_Step):
         known = [i for i in found if i >= 0]
         if not known:
             if last < old:
-                first = _named(there.view[dim].to_index()[last : last + 1])
+                first = named(there.view[dim].to_index()[last : last + 1])
                 raise ValueError(
                     f"the last {what} of {there} holds {old - last} of {unit} dates, and an append "
                     f"begins with a new one: pass the originals from {first} on, together with the "
@@ -346,10 +253,10 @@ class _Append(_Step):
                 "looks at its chunks), region= replaces pixels"
             )
         elif last < old:
-            first = _named(there.view[dim].to_index()[last : last + 1])
+            first = named(there.view[dim].to_index()[last : last + 1])
             remedy = f"pass dates from {first} on, where the last {what} begins, and all of them"
         raise ValueError(
-            f"{_named(given[[i >= 0 for i in found]])}: {len(known)} of {self.count} dates are in "
+            f"{named(given[[i >= 0 for i in found]])}: {len(known)} of {self.count} dates are in "
             f"{there} already: {remedy}"
         )
 
@@ -357,9 +264,9 @@ class _Append(_Step):
         """Coordinates of dates that are there already stay what they are."""
         there, shared = self.there, min(self.old - self.start, self.count)
         axis = there.dims(name).index(self.dim)
-        part = _along(there.arrays[name].ndim, axis, slice(self.start, self.start + shared))
+        part = along(there.arrays[name].ndim, axis, slice(self.start, self.start + shared))
         ours = np.asarray(there.arrays[name][part])
-        mine = self.small[name].values[_along(ours.ndim, axis, slice(0, shared))]
+        mine = self.small[name].values[along(ours.ndim, axis, slice(0, shared))]
         equal = same_values(ours, mine)
         if not equal.all():
             at = np.unravel_index(int(np.argmin(equal)), equal.shape)
@@ -412,7 +319,7 @@ class _Append(_Step):
         there.commit(there.lengthened(dim, self.stop, self._note(verified)))
         return resumed, verified
 
-    def _whole(self, image: _Image, found: Sequence[At], shared: set[At], axis: int) -> list[At]:
+    def _whole(self, image: Image, found: Sequence[At], shared: set[At], axis: int) -> list[At]:
         """Objects that this append has written. One that holds old dates may be the old one."""
         whole = self.whole(image, [at for at in found if at not in shared])
         if image.name != self.there.name or not shared:
@@ -426,25 +333,25 @@ class _Append(_Step):
         """Whether the dates beyond the end, which are written before any chunk, are these."""
         if self.dim not in self.small:
             return False
-        array = _array(self.long, self.there, self.dim)
+        array = array_of(self.long, self.there, self.dim)
         return bool(same_values(array[self.start : self.stop], self.small[self.dim].values).all())
 
     def _write_small(self) -> None:
         """Coordinates: whole chunks, which begin with the values that are there."""
         there = self.there
         for name, variable in self.small.items():
-            array = _array(self.long, there, name)
+            array = array_of(self.long, there, name)
             axis = there.dims(name).index(self.dim)
             unit = unit_of(array)[axis]
             base = self.old // unit * unit
-            before = there.arrays[name][_along(array.ndim, axis, slice(base, self.old))]
-            fresh = variable.values[_along(array.ndim, axis, slice(self.old - self.start, None))]
+            before = there.arrays[name][along(array.ndim, axis, slice(base, self.old))]
+            fresh = variable.values[along(array.ndim, axis, slice(self.old - self.start, None))]
             values = np.concatenate([np.asarray(before, fresh.dtype), fresh], axis)
             places = [at for at in np.ndindex(grid_of(array)) if at[axis] * unit >= base]
             keys = frozenset(keys_of(array, name, places).values())
             overlay = there.overlay(self.dim, self.stop, keys)
             target = Target(overlay, name, there.zarr_format)
-            target.array[_along(array.ndim, axis, slice(base, self.stop))] = values
+            target.array[along(array.ndim, axis, slice(base, self.stop))] = values
 
     def _note(self, verified: Verified | None) -> dict[str, Any] | None:
         """What the attribute says of verified chunks, of which there are more now.
@@ -500,201 +407,11 @@ def _repaired(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, int]:
     return {"repaired": count} if count else {}
 
 
-class _Write(_Step):
-    """A region."""
-
-    def __init__(
-        self,
-        obj: xr.Dataset | xr.DataArray,
-        there: Existing,
-        region: Any,
-        options: Mapping[str, Any],
-        resume: bool,
-    ) -> None:
-        self.there, self.resume = there, resume
-        variables = fit(obj, there, options)
-        self.region = _resolved(region, variables, there)
-        self.images = []
-        self.small: list[tuple[str, Region, np.ndarray]] = []
-        overlay = there.overlay()
-        for name, variable in variables.items():
-            dims = there.dims(name)
-            part = {d: self.region[d] for d in dims if d in self.region}
-            if not part or name in dims or set(variable.dims) != set(dims):
-                compare(there, name, variable, part)
-                continue
-            variable = variable.transpose(*dims)
-            where = tuple(part.get(d, slice(0, n)) for d, n in zip(dims, there.arrays[name].shape))
-            shape = tuple(s.stop - s.start for s in where)
-            if variable.shape != shape:
-                raise ValueError(
-                    f"{name!r} is {dict(variable.sizes)} here, the region is {_spelled(part)} of "
-                    f"{dict(there.view.variables[name].sizes)}: pass as many pixels"
-                )
-            if not _is_image(dims):
-                raw = encoded(there, name, xr.Variable(dims, np.asarray(variable)))
-                ours = np.asarray(there.arrays[name][where])
-                if not same_values(ours, raw.values).all():
-                    remedy = (
-                        f". It differs from the store's, and other regions share its chunks: leave "
-                        f"it out, .drop_vars({name!r}), and write it once for the whole cube "
-                        "(without Dask it is written together with the metadata)"
-                    )
-                    _check_aligned(there, name, dims, where, remedy)
-                    self.small.append((name, where, raw.values))
-                continue
-            if name != there.name:
-                check_packing(there, name, variable)
-            _check_aligned(there, name, dims, where)
-            array = _array(overlay, there, name)
-            if variable.chunks is None:
-                variable = variable.chunk(dict(zip(dims, unit_of(array), strict=True)))
-            raw = encoded(there, name, variable)
-            corner = tuple(s.start for s in where)
-            blocks = _blocks(raw, array, name == there.name)
-            self.images.append(_Image(name, blocks, corner, array))
-
-    def go(self, verify: bool | str, progress: bool) -> tuple[Resumed, Verified | None]:
-        there = self.there
-        kept: dict[str, list[At]] = {}
-        anew: set[str] = set()
-        for image in self.images:
-            keys = keys_of(image.array, image.name, image.places)
-            kept[image.name] = []
-            if self.resume:
-                present = stored_in(there.store, image.array, image.places, 0)
-                found = [at for at in image.places if keys[at] in present]
-                kept[image.name] = self.whole(image, found)
-            stays = set(kept[image.name])
-            unit = unit_of(image.array)
-            # objects that end with the array are written in part, and replaced all the same
-            anew |= {
-                keys[at]
-                for at in image.places
-                if at not in stays
-                and tuple(s.stop - s.start for s in region_of(image.array, at)) != unit
-            }
-        for name, where, values in self.small:
-            array = Target(there.overlay(), name, there.zarr_format).array
-            array[where] = values
-        return self.write(there.overlay(anew=frozenset(anew)), kept, verify, progress)
-
-
-def _resolved(
-    region: Any, variables: Mapping[str, xr.Variable], there: Existing
-) -> dict[str, slice]:
-    """Start and stop of each dimension of the region."""
-    sizes = dict(there.view.sizes)
-    here: dict[str, int] = {}
-    for variable in variables.values():
-        here.update({str(d): int(n) for d, n in variable.sizes.items()})
-    if isinstance(region, str) and region == "auto":
-        region = dict.fromkeys(there.dims(there.name), "auto")
-    if not isinstance(region, Mapping):
-        raise ValueError(
-            f"region is {region!r}: pass {{'time': slice(0, 4), 'y': slice(0, 512)}} or 'auto'"
-        )
-    out: dict[str, slice] = {}
-    for dim, part in region.items():
-        if dim not in there.dims(there.name):
-            raise ValueError(
-                f"region names {dim!r}, {there.name!r} has dimensions {there.dims(there.name)}"
-            )
-        size = int(sizes[dim])
-        if isinstance(part, str) and part == "auto":
-            part = _found(str(dim), variables, there, size)
-        if not isinstance(part, slice) or part.step not in (None, 1):
-            raise ValueError(f"region of {dim!r} is {part!r}: pass a slice of step 1, or 'auto'")
-        ends = [end for end in (part.start, part.stop) if end is not None]
-        if not all(isinstance(end, (int, np.integer)) and abs(end) <= size for end in ends):
-            raise ValueError(f"region of {dim!r} is {part}: {there} has {size} of it")
-        start, stop, _ = part.indices(size)
-        if stop - start != here[str(dim)] or stop <= start:
-            raise ValueError(
-                f"region of {dim!r} is {start}:{stop}, and the data have {here[str(dim)]}: they "
-                "must be as many"
-            )
-        out[str(dim)] = slice(int(start), int(stop))
-    return out
-
-
-def _found(dim: str, variables: Mapping[str, xr.Variable], there: Existing, size: int) -> slice:
-    """Where the coordinates of a dimension are in the store."""
-    if dim not in there.view.coords or dim not in variables:
-        count = next(v.sizes[dim] for v in variables.values() if dim in v.dims)
-        if count == size:
-            return slice(0, size)
-        raise ValueError(
-            f"region of {dim!r} is 'auto', and there are no coordinates to find it by: pass a slice"
-        )
-    ours = there.view[dim].to_index()
-    mine = xr.DataArray(variables[dim], name=dim).to_index()
-    place = {value: i for i, value in enumerate(ours.tolist())}
-    at = [place.get(value, -1) for value in mine.tolist()]
-    if -1 in at:
-        unknown = mine[[i == -1 for i in at]]
-        raise ValueError(
-            f"region of {dim!r} is 'auto': {_named(unknown)} is no {dim!r} of {there}: pass data on"
-            " its grid, or a slice"
-        )
-    if at != list(range(at[0], at[0] + len(at))):
-        raise ValueError(
-            f"region of {dim!r} is 'auto': the data are no contiguous part of {there} in its order:"
-            " sort them, or write parts"
-        )
-    return slice(at[0], at[0] + len(at))
-
-
-def _check_aligned(
-    there: Existing, name: str, dims: Sequence[str], where: Region, remedy: str = ""
-) -> None:
-    """A region is made of whole objects of the store, but for its ends."""
-    array = there.arrays[name]
-    nearest = {}
-    for dim, part, unit, size in zip(dims, where, unit_of(array), array.shape, strict=True):
-        start = part.start // unit * unit
-        stop = min(-(-part.stop // unit) * unit, size)
-        nearest[dim] = slice(start, stop)
-    if tuple(nearest.values()) == where:
-        return
-    given = {d: s for d, s in zip(dims, where, strict=True) if nearest[d] != s}
-    what = "chunks" if array.shards is None else "shards"
-    raise ValueError(
-        f"region {_spelled(given)} covers {what} of {name!r} in {there} in part, which are "
-        f"{dict(zip(dims, unit_of(array), strict=True))}: the nearest region of whole ones is "
-        f"{_spelled({d: nearest[d] for d in given})}{remedy}"
-    )
-
-
-# helpers
-
-
-def _is_image(dims: Sequence[Hashable]) -> bool:
-    return {"y", "x"} <= {role_of(d) for d in dims}
-
-
-def _array(overlay: Store, there: Existing, name: str) -> zarr.Array:
-    return Target(overlay, name, there.zarr_format, read_only=False).array
-
-
-def _along(ndim: int, axis: int, part: slice) -> Region:
-    return tuple(part if i == axis else slice(None) for i in range(ndim))
-
-
-def _blocks(raw: xr.Variable, array: zarr.Array, tell: bool) -> xr.Variable:
-    """In Dask blocks of whole objects."""
-    roles = tuple(role_of(d) or "" for d in raw.dims)
-    with warnings.catch_warnings():
-        if not tell:  # how layers are cut up is nobody's choice
-            warnings.simplefilter("ignore")
-        return align(xr.DataArray(raw, name=array.path), unit_of(array), roles).variable
-
-
 def _preceded(raw: xr.Variable, array: zarr.Array, axis: int, part: slice) -> xr.Variable:
     import dask.array as da
 
     stored = da.from_array(array, chunks=unit_of(array), name=False)
-    before = stored[_along(array.ndim, axis, part)]
+    before = stored[along(array.ndim, axis, part)]
     data = da.concatenate([before, raw.data], axis)
     # blocks of whole objects, which begin where the store's do
     sizes = {axis: unit_of(array)[axis]}
@@ -720,17 +437,3 @@ def _longer(what: tuple[Target, int, int], places: list[At]) -> list[At]:
         if max(ends) > old:
             found.append(at)
     return found
-
-
-def _named(values: Any) -> str:
-    """Some dates, or other values of a coordinate, as text."""
-    texts = [
-        str(v.isoformat() if hasattr(v, "isoformat") else v).removesuffix("T00:00:00")
-        for v in values[:_SOME].tolist()
-    ]
-    return ", ".join(texts) + (", ..." if len(values) > _SOME else "")
-
-
-def _spelled(region: Mapping[str, slice]) -> str:
-    inside = ", ".join(f"{d!r}: slice({s.start}, {s.stop})" for d, s in region.items())
-    return f"{{{inside}}}"
