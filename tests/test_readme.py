@@ -33,6 +33,7 @@ def test_python_examples_run(tmp_path, monkeypatch):
     namespace = {
         "reflectance": cube(dn[:1, :, :64, :64] / 1e4, BANDS, "float32"),
         "other_names": xr.Dataset({k: (("time", "y", "x"), v) for k, v in names.items()}),
+        "later": cube(dn, BANDS).to_dataset(),
         "no_names": cube(dn[:1, 1:4, :64, :64], None),
     }
     distributed = pytest.importorskip("distributed", reason="the extra 'distributed' is optional")

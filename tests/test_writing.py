@@ -151,7 +151,7 @@ def test_an_existing_store_stays(tmp_path: Path) -> None:
     check_store(store, later)
     ds.tec.to_zarr(store, model="elic", mode="w")
     check_store(store, ds)
-    with pytest.raises(ValueError, match=r"mode must be 'w-' or 'w', got 'a'.*compress"):
+    with pytest.raises(ValueError, match=r"mode must be 'w-' or 'w', got 'a'.*append_dim='time'"):
         ds.tec.to_zarr(store, model="elic", mode="a")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import xarray as xr
@@ -68,8 +68,10 @@ class _Accessor:
         self,
         store: Any,
         *,
-        mode: str = "w-",
+        mode: str | None = None,
         overwrite: bool = False,
+        append_dim: Hashable | None = None,
+        region: Mapping[Any, slice | str] | str | None = None,
         resume: bool = False,
         verify: bool | str = False,
         progress: bool = True,
@@ -83,6 +85,8 @@ class _Accessor:
             store,
             mode=mode,
             overwrite=overwrite,
+            append_dim=append_dim,
+            region=region,
             resume=resume,
             verify=verify,
             progress=progress,

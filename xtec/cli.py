@@ -220,6 +220,7 @@ def _with_codec_options(command: Callable[..., None]) -> Callable[..., None]:
 @app.command()
 @_with_codec_options
 def compress(
+    context: typer.Context,
     source: Annotated[
         str,
         typer.Argument(
@@ -254,19 +255,33 @@ def compress(
             "--resume", help="Go on with what an interrupted run of the same command has left."
         ),
     ] = False,
+    append: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIM",
+            help="time: put the dates of IN behind those of OUT, compressed as these are.",
+        ),
+    ] = None,
 ) -> None:
     """Compress a cube into a Zarr store."""
+    from .rootlast import is_empty, open_store
     from .writing import to_zarr
 
+    storage = _storage(given.storage_options, out)
+    ds, options = given.open(source), given.options
+    if append is not None and not is_empty(open_store(out, storage)):
+        # The store says how; what is asked for is compared with it.
+        options = {name: value for name, value in options.items() if _is_given(context, name)}
     summary = to_zarr(
-        given.open(source),
+        ds,
         out,
+        append_dim=append,
         overwrite=overwrite,
         resume=resume,
         verify={"no": False, "yes": True}.get(verify, verify),
-        storage_options=_storage(given.storage_options, out),
+        storage_options=storage,
         embed_weights=embed_weights,
-        **given.options,
+        **options,
     )
     typer.echo(str(summary))
 
@@ -440,6 +455,12 @@ def demo(
     from .demo import run
 
     raise typer.Exit(run(cube, model=model, compression=compression))
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    """Whether an option was typed, or is its default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
 
 
 def _without(ds: xr.Dataset, names: list[str]) -> xr.Dataset:

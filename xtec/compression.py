@@ -159,13 +159,55 @@ def compress(
     blocks = {**DEFAULT_CHUNKS, **sizes_of(chunks, "chunks"), **sizes_of(shards, "shards")}
     cube = find_cube(obj, bands=bands, sensor=sensor, blocks=blocks)
     stored = stored_form(cube.data, offset=offset, scale=scale, nodata=nodata)
+    config = configure(
+        cube,
+        stored,
+        model=model,
+        compression=compression,
+        quality=quality,
+        forecast=forecast,
+        max_error=max_error,
+        weights=weights,
+    )
+    if goal is None:
+        config = replace(config, weights_sha256=weights_sha256(config))
+    chunk, shard = _grid(cube, config, stored.dtype, chunks, shards, zarr_format)
+    auto = AUTO in (chunks, shards)
+    source = _storable(cube)
+    data = align(source, shard or chunk, cube.roles, tell=not auto)
+    if auto:
+        log.info(_chosen(source, data, chunk, shard))
+    packed = _pack(data, cube, config, stored, chunk, shard, zarr_format)
+    if goal is not None:
+        config, target = reach(packed, goal)
+        config = replace(config, weights_sha256=weights_sha256(config))
+        packed = _pack(data, cube, config, stored, chunk, shard, zarr_format, target)
+    if isinstance(obj, xr.DataArray):
+        return _as_dataarray(packed, zarr_format)  # type: ignore[return-value]
+    blocks = dict(zip(cube.data.dims, shard or chunk, strict=True))
+    return _as_dataset(obj, cube, packed, blocks, zarr_format)  # type: ignore[return-value]
+
+
+def configure(
+    cube: Cube,
+    stored: Stored,
+    *,
+    model: str = "tt",
+    compression: float | str | None = None,
+    quality: int | Sequence[int] | None = None,
+    forecast: str = "mean",
+    max_error: float | Mapping[str, float] | None = None,
+    weights: str | os.PathLike[str] = "builtin",
+) -> CodecConfig:
+    """The codec's settings for a cube, from the options of :func:`compress`; without the sha256 of
+    the weights."""
     bounds = _bounds(max_error, cube, stored)
     lossy = "always"
     if compression is None and quality is None and bounds is not None:
         compression, lossy = _matching(min(bounds)), "auto"
         if min(bounds) < _COARSE:
             model, weights, lossy = "none", "builtin", "always"
-    config = CodecConfig(
+    return CodecConfig(
         model=model,
         compression=DEFAULT if compression is None else compression,  # type: ignore[arg-type]  # names too
         quality=quality,  # type: ignore[arg-type]  # and a number
@@ -179,23 +221,6 @@ def compress(
         offset=stored.offset,
         scale=stored.scale,
     )
-    if goal is None:
-        config = replace(config, weights_sha256=_weights_sha256(config))
-    chunk, shard = _grid(cube, config, stored.dtype, chunks, shards, zarr_format)
-    auto = AUTO in (chunks, shards)
-    source = _storable(cube)
-    data = align(source, shard or chunk, cube.roles, tell=not auto)
-    if auto:
-        log.info(_chosen(source, data, chunk, shard))
-    packed = _pack(data, cube, config, stored, chunk, shard, zarr_format)
-    if goal is not None:
-        config, target = reach(packed, goal)
-        config = replace(config, weights_sha256=_weights_sha256(config))
-        packed = _pack(data, cube, config, stored, chunk, shard, zarr_format, target)
-    if isinstance(obj, xr.DataArray):
-        return _as_dataarray(packed, zarr_format)  # type: ignore[return-value]
-    blocks = dict(zip(cube.data.dims, shard or chunk, strict=True))
-    return _as_dataset(obj, cube, packed, blocks, zarr_format)  # type: ignore[return-value]
 
 
 def _grid(
@@ -314,7 +339,8 @@ def _absolute(weights: Any) -> Any:
     return os.path.abspath(weights) if is_path and os.path.isfile(weights) else weights
 
 
-def _weights_sha256(config: CodecConfig) -> str | None:
+def weights_sha256(config: CodecConfig) -> str | None:
+    """Of the checkpoint that this machine would code with; None where there is no network."""
     from tec import weights
 
     if config.model == "none":

@@ -168,6 +168,15 @@ def _nodata(
                 "equal, or leave nodata='auto'"
             )
         return value
+    value = declared_nodata(data, dtype)
+    if value is not None:
+        return value
+    # Nobody says: NaN is never a measurement, and 0 is Sentinel-2's own nodata.
+    return math.nan if dtype.kind == "f" else 0
+
+
+def declared_nodata(data: xr.DataArray, dtype: np.dtype) -> int | float | None:
+    """What encoding and attributes say, as a number of ``dtype``; None where they say nothing."""
     for source, keys in (
         (data.encoding, ("_FillValue", "missing_value")),
         (data.attrs, ("_FillValue", "missing_value", "nodata", "nodatavals", "no_data")),
@@ -177,8 +186,7 @@ def _nodata(
             value = _as_stored(source.get(key), dtype)
             if value is not None:
                 return value
-    # Nobody says: NaN is never a measurement, and 0 is Sentinel-2's own nodata.
-    return math.nan if dtype.kind == "f" else 0
+    return None
 
 
 def _as_stored(value: Any, dtype: np.dtype) -> int | float | None:

@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -176,8 +176,10 @@ def to_zarr(
     obj: xr.Dataset | xr.DataArray,
     store: Any,
     *,
-    mode: str = "w-",
+    mode: str | None = None,
     overwrite: bool = False,
+    append_dim: Hashable | None = None,
+    region: Mapping[Any, slice | str] | str | None = None,
     resume: bool = False,
     verify: bool | str = False,
     progress: bool = True,
@@ -197,7 +199,21 @@ def to_zarr(
     store : path, URL or zarr Store
         A path that ends in ``.zip`` becomes one file.
     mode, overwrite : {"w-", "w"}, bool
-        ``mode="w"`` and ``overwrite=True`` both delete what is there first.
+        ``mode="w"`` and ``overwrite=True`` both delete what is there first. With ``append_dim``,
+        mode is "a", with ``region``, "r+" (or "a").
+    append_dim : str, optional
+        "time": the dates go behind those that ``store`` has; where there is nothing yet, a store is
+        written. They are compressed as the store is; options that say otherwise are errors. Where
+        the last chunk (or shard) of the store is not full, the originals of its dates must come
+        first, and are written again together with the new ones. Until all is written, readers
+        see the store as it was, also after a kill. ``resume=True`` then goes on with the same
+        append, and does nothing where it has ended. One append at a time.
+    region : mapping or "auto", optional
+        ``{"time": slice(0, 4), "y": slice(0, 512)}``: the data replace these pixels of a store,
+        or fill them in what ``packed.to_zarr(store, compute=False)`` has laid out. Of whole
+        chunks (or shards), or up to the end; "auto" finds it by coordinates. Coordinates must be
+        the store's. Only chunks are written, so processes may write other regions at the same
+        time, and what ``verify`` finds is in the summary alone.
     resume : bool
         Write only what is missing or damaged: every chunk that is there is checked, by its
         checksum and settings or, in lossless variables, by decoding it. What is there must come
@@ -232,13 +248,32 @@ def to_zarr(
     """
     from .remote import is_url
 
-    if mode not in ("w-", "w"):
-        raise ValueError(
-            f"mode must be 'w-' or 'w', got {mode!r}: to append or to write a region use "
-            ".tec.compress() and xarray's to_zarr"
-        )
     if verify not in (True, False, "sample"):
         raise ValueError(f"verify is {verify!r}: choose True, False or 'sample'")
+    if append_dim is not None or region is not None:
+        from .appending import add
+
+        added = add(
+            obj,
+            store,
+            append_dim=append_dim,
+            region=region,
+            mode=mode,
+            overwrite=overwrite,
+            resume=resume,
+            verify=verify,
+            progress=progress,
+            storage_options=storage_options,
+            embed_weights=embed_weights,
+            options=options,
+        )
+        if added is not None:
+            return added
+    elif mode not in (None, "w-", "w"):
+        raise ValueError(
+            f"mode must be 'w-' or 'w', got {mode!r}: pass append_dim='time' to append, region= to "
+            "write a part"
+        )
     overwrite = overwrite or mode == "w"
     if resume and overwrite:
         raise ValueError(
