@@ -13,12 +13,13 @@ import pytest
 import xarray as xr
 from cubes import band_variables, cube
 from data import real_cubes, requires_real
+from tec import threads
 
 import xtec
 import xtec.settings
-from xtec import cli, measuring, planning
+from xtec import cli, planning
 from xtec.chunks import ChunkCoder
-from xtec.measuring import on_cores, on_device
+from xtec.measuring import on_device
 from xtec.planning import Rate
 
 CHUNKS = {"time": 1, "y": 16, "x": 16}
@@ -37,7 +38,7 @@ def still(monkeypatch: pytest.MonkeyPatch) -> None:
         return real(*args)._replace(rates=rates, load=0.0, peak=10**9)
 
     monkeypatch.setattr(planning, "measure", measured)
-    monkeypatch.setattr(planning, "cores", lambda: 2)
+    monkeypatch.setattr(threads, "allowed", lambda: 2)
 
 
 @pytest.fixture
@@ -237,21 +238,17 @@ def test_models_without_a_network_do_not_run_on_gpus() -> None:
 
 
 def test_threads_of_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
-    from xtec.chunks import run_pass
-
-    before = run_pass(torch.get_num_threads).result()
+    shares = []
+    real = planning.measure
+    monkeypatch.setattr(
+        planning, "measure", lambda *a: (shares.append(threads.allowed()), real(*a))[1]
+    )
     found = xtec.plan(cube(), threads=1, **QUICK)
     assert found.encode.how == "measured on 8 chunks here, on 1 core"
-    monkeypatch.setattr(planning, "cores", lambda: 2)
+    assert shares == [1]
+    monkeypatch.setattr(threads, "allowed", lambda: 2)
     with pytest.raises(ValueError, match="threads=3: this machine has 2 cores, so that cannot be"):
         xtec.plan(cube(), threads=3, **QUICK)
-    with on_cores(1):
-        assert run_pass(torch.get_num_threads).result() == 1
-        assert run_pass(measuring.cores).result() == 1
-    assert run_pass(torch.get_num_threads).result() == before
-    assert run_pass(measuring.cores).result() == measuring.cores()
 
 
 def test_a_busy_machine_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,6 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
 
     monkeypatch.setattr(threads, "_limit", None)
     monkeypatch.setattr(threads, "_QUOTAS", ())
-    monkeypatch.delitem(sys.modules, "distributed.worker", raising=False)
     monkeypatch.setattr(settings, "device", "cpu")
     return be
 
@@ -226,10 +225,10 @@ def test_passes_at_one_time(machine, monkeypatch, device, at_once) -> None:
 
 def test_names_of_one_gpu_share_a_gate(monkeypatch) -> None:
     monkeypatch.setattr(passes, "_sees_gpu", lambda: True)
-    assert {passes._place(d) for d in ("auto", "cuda", "cuda:0")} == {"cuda:0"}
-    assert passes._place("cuda:1") == "cuda:1"
+    assert {passes.place(d) for d in ("auto", "cuda", "cuda:0")} == {"cuda:0"}
+    assert passes.place("cuda:1") == "cuda:1"
     monkeypatch.setattr(passes, "_sees_gpu", lambda: False)
-    assert {passes._place(d) for d in ("auto", "cpu")} == {"cpu"}
+    assert {passes.place(d) for d in ("auto", "cpu")} == {"cpu"}
 
 
 def test_more_passes_once_there_are_more_cores(machine) -> None:

@@ -249,12 +249,12 @@ def _grid(
 
 def _machine(config: CodecConfig) -> dict[str, Any]:
     """What `auto_chunks` wants to know besides the array."""
-    from tec.weights import resolve_device
+    from .passes import place
 
     compact = config.weights == "builtin" or config.weights.endswith(".safetensors")
     return {
         "stride": 16 if compact else 64,
-        "device": "cpu" if config.model == "none" else resolve_device(settings.device),
+        "device": "cpu" if config.model == "none" else place(settings.device),
     }
 
 

@@ -15,7 +15,6 @@ from typing import NamedTuple
 import xarray as xr
 
 from . import settings
-from .chunks import run_pass
 from .ratecontrol import MOST_BYTES, Goal, Probes, spread
 
 MB = 1e6
@@ -81,13 +80,6 @@ def _reading(data: xr.DataArray, count: int) -> float:
     return sum(block.nbytes for block in blocks) / MB / max(spent, 1e-9)
 
 
-def cores() -> int:
-    """That this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def has_gpu() -> bool:
     from tec.weights import resolve_device
 
@@ -101,28 +93,6 @@ def on_device(device: str) -> Iterator[None]:
         yield
     finally:
         settings.device = before
-
-
-@contextmanager
-def on_cores(count: int) -> Iterator[None]:
-    """Code with so many threads. The thread of the passes is the one that they belong to."""
-    import torch
-
-    settable = hasattr(os, "sched_setaffinity")
-
-    def limit(threads: int, cores: set[int]) -> tuple[int, set[int]]:
-        before = torch.get_num_threads(), os.sched_getaffinity(0) if settable else set[int]()
-        torch.set_num_threads(threads)
-        if settable:
-            os.sched_setaffinity(0, cores)
-        return before
-
-    few = set(sorted(os.sched_getaffinity(0))[:count]) if settable else set[int]()
-    before = run_pass(limit, count, few).result()
-    try:
-        yield
-    finally:
-        run_pass(limit, *before).result()
 
 
 @contextmanager

@@ -38,7 +38,7 @@ def run_pass(work: Callable[..., T], *args: Any) -> Future[T]:
     Passes on the processor run side by side and share its cores (`tec.threads`); on a GPU one at
     a time.
     """
-    device = _place(settings.device)
+    device = place(settings.device)
     with _gates_lock:
         gate = _gates.get(device)
         if gate is None:
@@ -55,11 +55,11 @@ def batch_size(pixels: int) -> int:
     ----------
     pixels : dates x rows x columns of a chunk
     """
-    kind = "cpu" if _place(settings.device) == "cpu" else "cuda"
+    kind = "cpu" if place(settings.device) == "cpu" else "cuda"
     return max(1, min(_MOST, _CALL[kind] // max(1, pixels)))
 
 
-def _place(device: str) -> str:
+def place(device: str) -> str:
     """Where a pass runs that is told so: "cpu", or the GPU. PyTorch is asked only if something else
     has imported it."""
     if device == "auto":

@@ -14,12 +14,13 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import tec.threads
 import xarray as xr
 
 from .autogrid import OBJECTS
 from .compression import compress, is_packed
 from .grid import by_dim
-from .measuring import Measured, cores, has_gpu, measure, on_cores, on_device
+from .measuring import Measured, has_gpu, measure, on_device
 from .quality import PEAK
 from .ratecontrol import Goal, Probes, target_of, target_text
 from .writing import _variable, human, model_text
@@ -291,7 +292,7 @@ def plan(
     if efficiency > 1:
         raise ValueError(f"efficiency is {efficiency!r}: it is a share, at most 1")
     archive = None if size is None else _nbytes(size)
-    here = cores()
+    here = tec.threads.allowed()
     if threads is not None and threads > here:
         raise ValueError(
             f"threads={threads}: this machine has {here} cores, so that cannot be measured here: "
@@ -301,7 +302,7 @@ def plan(
         if gpu and has_gpu():
             stack.enter_context(on_device("cuda"))
         if threads is not None:
-            stack.enter_context(on_cores(threads))
+            stack.enter_context(tec.threads.limited(threads))
         packed = obj if is_packed(obj) and not options else compress(obj, **options)  # type: ignore[type-var]
         name, data = _variable(packed)
         if data.chunks is None:  # a store that was opened without Dask

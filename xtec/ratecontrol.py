@@ -12,6 +12,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -22,7 +23,7 @@ import xarray as xr
 from tec.config import COMPRESSION_RANGE, TOKENS, WEIGHTS, CodecConfig
 
 from .attributes import ATTRIBUTE
-from .chunks import ChunkCoder, run_pass
+from .chunks import ChunkCoder, batch_size, run_pass
 from .messages import warn
 from .quality import PEAK
 
@@ -36,8 +37,8 @@ MOST_CHUNKS, MOST_BYTES = 256, 2**30
 _ENOUGH = 8
 #: From so many dB on a bound on the error can be smaller than a network's picture of equal PSNR.
 _BOUNDS_FROM = 40.0
-#: Chunks that go through the network together.
-_BATCH = 4
+#: Batches whose decoded pixels are in memory together.
+_TOGETHER = 8
 #: How often λ is tried on the same chunks, at most.
 _STEPS = 12
 _LN10 = math.log(10)
@@ -344,22 +345,38 @@ class Probes:
 
     def _encode(self, config: CodecConfig, sample: Sequence[int]) -> None:
         coder = replace(self.coder, config=config)
-        for part in _batches([i for i in sample if (config, i) not in self._streams]):
-            chunks = [self._chunks[i].values for i in part]
-            with self._timed("encode"):
-                streams = run_pass(coder.encode_chunks, chunks).result()
-            self._streams.update({(config, i): s for i, s in zip(part, streams, strict=True)})
+        parts = self._batches([i for i in sample if (config, i) not in self._streams])
+        with self._timed("encode"):
+            passes = [
+                run_pass(coder.encode_chunks, [self._chunks[i].values for i in part])
+                for part in parts
+            ]
+            for part, streams in zip(parts, passes, strict=True):
+                self._streams.update({(config, i): s for i, s in zip(part, streams.result())})
 
     def _decode(self, config: CodecConfig, sample: Sequence[int]) -> None:
         coder = replace(self.coder, config=config)
         wanted = [i for i in self.with_pixels(sample) if (config, i) not in self._squares]
-        for part in _batches(wanted):
+
+        def decoded(part: Sequence[int]) -> Future[list[np.ndarray]]:
             streams = [self._streams[config, i] for i in part]
             names = [f"the chunk at {self._places[i]}" for i in part]
+            return run_pass(coder.decode_chunks, streams, self.stored.dtype, names)
+
+        parts = self._batches(wanted)
+        for start in range(0, len(parts), _TOGETHER):  # not all of their pixels at one time
+            some = parts[start : start + _TOGETHER]
             with self._timed("decode"):
-                back = run_pass(coder.decode_chunks, streams, self.stored.dtype, names).result()
-            for i, values in zip(part, back, strict=True):
-                self._squares[config, i] = _squares(self._chunks[i], values, config.scale)
+                passes = [future.result() for future in [decoded(part) for part in some]]
+            for part, back in zip(some, passes, strict=True):
+                for i, values in zip(part, back, strict=True):
+                    self._squares[config, i] = _squares(self._chunks[i], values, config.scale)
+
+    def _batches(self, items: Sequence[int]) -> list[Sequence[int]]:
+        """Chunks that go through the network together."""
+        time, _, y, x = self.coder.cube_shape
+        size = batch_size(time * y * x)
+        return [items[i : i + size] for i in range(0, len(items), size)]
 
     def _padded(self, block: np.ndarray) -> _Chunk:
         """As zarr hands it over: at the edges of the array filled up to a whole chunk."""
@@ -382,11 +399,6 @@ def _squares(chunk: _Chunk, back: np.ndarray, scale: float) -> float:
     for one, other, valid in zip(a, b, chunk.valid, strict=True):  # a date or band at a time
         total += float(np.square((one[valid].astype(float) - other[valid]) / scale).sum())
     return total
-
-
-def _batches(items: Sequence[int]) -> Iterator[Sequence[int]]:
-    for i in range(0, len(items), _BATCH):
-        yield items[i : i + _BATCH]
 
 
 def spread(grid: tuple[int, ...]) -> Iterator[tuple[int, ...]]:

@@ -58,6 +58,17 @@ def limit(cores: int | None) -> None:
             os.environ[name] = str(min(cores, _number(name) or cores))
 
 
+@contextmanager
+def limited(cores: int) -> Iterator[None]:
+    """Passes that begin inside share so many cores. PyTorch's threads elsewhere stay as are."""
+    global _limit
+    before, _limit = _limit, cores
+    try:
+        yield
+    finally:
+        _limit = before
+
+
 def allowed() -> int:
     """Cores that this process may use: what `limit` was told; else what the scheduler and the
     container give it, and no more than the threads of the Dask workers in it."""
