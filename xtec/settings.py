@@ -18,3 +18,7 @@ missing_chunks: str = os.environ.get("XTEC_MISSING_CHUNKS", "raise")
 """What a read does with a chunk that was never written (format 3 only): ``"raise"``, or ``"fill"``
 to see it as nodata, for looking at what an interrupted write has left.
 Environment variable ``XTEC_MISSING_CHUNKS``."""
+
+cache: int | str = os.environ.get("XTEC_CACHE", 0)
+"""How much of what was decoded last a process keeps, for reads that come back to the same chunks:
+bytes, or text such as ``"1 GB"``; 0 for nothing. Environment variable ``XTEC_CACHE``."""
