@@ -144,7 +144,7 @@ def _parsed(value: int | str) -> int:
 
     try:
         size = parse_bytes(value or 0)
-    except (TypeError, ValueError):
+    except (AttributeError, TypeError, ValueError, OverflowError):
         size = -1
     if size < 0:
         raise ValueError(
