@@ -21,6 +21,7 @@ import lossless
 import measuring
 import planes
 import rate_distortion
+import reading
 import report
 import validation
 from baselines import BASELINES
@@ -251,3 +252,13 @@ def test_a_codec_that_is_not_there_is_named(
         ["--data", str(data), "--models", "--codecs", "HEVC", "JPEG 2000", "--frames", "1"]
     )
     assert "HEVC, a video a band: not available: av cannot be imported" in capsys.readouterr().out
+
+
+def test_reading_ends_in_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    reading.main(["--model", "none", "--size", "132", "--dates", "2"])
+    rows = [line for line in capsys.readouterr().out.splitlines() if "," in line or "band" in line]
+    figures = {row[:34].strip(): [float(part) for part in row[34:].split()] for row in rows[2:]}
+    assert len(figures) == 12
+    assert figures["all bands"][2] == 12
+    assert figures["all bands, split(stored), Dask"][2] == 1
+    assert {row[5] for row in figures.values()} == {1}

@@ -331,7 +331,8 @@ def test_the_engine_reads_as_zarr_does(tmp_path: Path, monkeypatch: pytest.Monke
     xr.testing.assert_allclose(opened.load(), wanted, atol=1e-4)  # batches differ by 1 DN
     assert seen == [4] * 4
     part = xr.open_dataset(tmp_path / "a.zarr", engine=XtecBackend, drop_variables="cloud")
-    xr.testing.assert_equal(part.isel(x=[3, 20]), wanted.drop_vars("cloud").isel(x=[3, 20]))
+    some = wanted.drop_vars("cloud").isel(x=[3, 20])
+    xr.testing.assert_allclose(part.isel(x=[3, 20]), some, atol=1e-4)
     opened.tec.to_zarr(tmp_path / "b.zarr", model="fp", scale=1e-4)
     assert xr.open_zarr(tmp_path / "b.zarr").s2.shape == wanted.s2.shape
 

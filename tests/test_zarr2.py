@@ -168,7 +168,7 @@ def test_a_read_of_one_date_decodes_all(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(tec.codec, "decode_many", spy)
     np.testing.assert_array_equal(array[0], whole[0])
-    assert seen == [None]
+    assert seen == [CHUNK[0]]
 
 
 def test_buffers_of_other_kinds() -> None:

@@ -57,7 +57,7 @@ def test_batches(passes: list, shards: tuple | None) -> None:
 def test_batch_size_belongs_to_the_open_array_but_not_inside_shards(passes: list) -> None:
     for shards, batched in ((None, [("decode", 4)]), ((2, 3, 32, 32), [("decode", 1)] * 4)):
         store = MemoryStore()
-        create((2, 3, 32, 32), store, shards=shards)[:] = 5
+        create((2, 3, 32, 32), store, shards=shards)[:] = scene(2, 3, 32, 32)
         with zarr.config.set({"codec_pipeline.batch_size": 4}):
             array = zarr.open_array(store)
         del passes[:]
@@ -158,7 +158,7 @@ def test_a_killed_writer_leaves_a_store_that_says_so(tmp_path: Path) -> None:
 
 def test_reading_a_part_of_a_shard_decodes_only_that(passes: list) -> None:
     array = create((2, 3, 64, 64), shards=(2, 3, 64, 64))
-    array[:] = 5
+    array[:] = scene(2, 3, 64, 64)
     del passes[:]
     array[:, :, 20:30, 40:60]
     assert passes == [("decode", 1)] * 2

@@ -1,7 +1,8 @@
 """``xr.open_dataset(store, engine="xtec")``: as the engine "zarr", for what xtec has compressed.
 
 The weights that a store carries are found for chunks in shards and in Zarr format 2 too, where the
-codec sees no store; Dask chunks are such that several are decoded in one pass.
+codec sees no store; Dask chunks are such that several are decoded in one pass; band variables that
+were stored as one cube come back as band variables.
 
 xarray imports this module with every other engine, so it is light.
 """
@@ -23,12 +24,14 @@ if TYPE_CHECKING:
     from .chunks import ChunkCoder
 
 
+LAYOUTS = ("compressed", "stored")
 #: Pixels (dates x rows x columns) of a Dask chunk that is put together of several chunks.
 LARGEST = 2**22
 
 
 class XtecBackend(BackendEntrypoint):
-    """Opens Zarr stores; the arguments are those of ``xr.open_dataset(engine="zarr")``."""
+    """Opens Zarr stores; the arguments are those of ``xr.open_dataset(engine="zarr")``, and
+    ``layout``."""
 
     description = "Open Zarr stores that xtec has compressed, with the weights that they carry"
     open_dataset_parameters = (
@@ -44,6 +47,7 @@ class XtecBackend(BackendEntrypoint):
         "consolidated",
         "storage_options",
         "zarr_format",
+        "layout",
     )
 
     def open_dataset(  # type: ignore[override]
@@ -55,24 +59,48 @@ class XtecBackend(BackendEntrypoint):
         consolidated: bool | None = None,
         storage_options: dict[str, Any] | None = None,
         zarr_format: int | None = None,
+        layout: str = "compressed",
         **decoding: Any,
     ) -> xr.Dataset:
-        """As the engine "zarr"; nothing of a network is loaded."""
-        import zarr
+        """As the engine "zarr"; nothing of a network is loaded.
 
+        Parameters
+        ----------
+        layout : "compressed" or "stored"
+            As the Dataset was when it was compressed, with a variable a band where it had these;
+            or as the store has it, with all bands in one variable.
+
+        Raises
+        ------
+        ValueError
+            ``layout`` is none of these.
+        """
         from .remote import for_reading
 
-        # zarr reads the batch size when an array is opened; it stays with that array.
-        with zarr.config.set({"codec_pipeline.batch_size": 4}):
-            store = _Store.open_group(
-                for_reading(_normalize_path(filename_or_obj), storage_options),
-                group=group,
-                consolidated=consolidated,
-                zarr_format=zarr_format,
+        if layout not in LAYOUTS:
+            raise ValueError(
+                f"layout is {layout!r}: it must be 'compressed' (variables as they were given to "
+                "compress) or 'stored' (all bands in one variable)"
             )
-        return ZarrBackendEntrypoint().open_dataset(
+        store = _Store.open_group(
+            for_reading(_normalize_path(filename_or_obj), storage_options),
+            group=group,
+            consolidated=consolidated,
+            zarr_format=zarr_format,
+        )
+        stored = ZarrBackendEntrypoint().open_dataset(
             filename_or_obj, store=store, drop_variables=drop_variables, **decoding
         )
+        if layout == "stored":
+            return stored
+        from .bandvars import as_compressed
+
+        ds = as_compressed(stored)
+        if drop_variables is not None:
+            names = [drop_variables] if isinstance(drop_variables, str) else drop_variables
+            ds = ds.drop_vars(names, errors="ignore")
+        ds.set_close(stored._close)
+        return ds
 
 
 class _Store(ZarrStore):
@@ -85,19 +113,24 @@ class _Store(ZarrStore):
         codec = find_codec(array)
         if codec is None:
             return variable
-        sizes = dict(zip(variable.dims, preferred(codec)))
+        from .zarr3 import in_batches
+
+        array = in_batches(array, codec)
+        sizes = dict(zip(variable.dims, preferred(codec, array.shards)))
         data = LazilyIndexedArray(_Array(array, codec))
         encoding = {**variable.encoding, "preferred_chunks": sizes}
         return xr.Variable(variable.dims, data, variable.attrs, encoding)
 
 
-def preferred(codec: ChunkCoder) -> tuple[int, ...]:
-    """Shape of a Dask chunk: 2 x 2 chunks, which one pass decodes, as long as they are small."""
+def preferred(codec: ChunkCoder, shards: tuple[int, ...] | None = None) -> tuple[int, ...]:
+    """Shape of a Dask chunk: 2 x 2 chunks, which one pass decodes, as long as they are small and
+    shards hold whole ones."""
     time, _, y, x = codec.cube_shape
-    factor = 2 if 4 * time * y * x <= LARGEST else 1
-    return tuple(
-        n * factor if d in ("y", "x") else n for d, n in zip(codec.dims, codec.chunk_shape)
+    double = tuple(
+        2 * n if d in ("y", "x") else n for d, n in zip(codec.dims, codec.chunk_shape, strict=True)
     )
+    cuts = shards is not None and any(n % m for n, m in zip(shards, double, strict=True))
+    return codec.chunk_shape if cuts or 4 * time * y * x > LARGEST else double
 
 
 class _Array(ZarrArrayWrapper):

@@ -119,13 +119,19 @@ def split(ds: xr.Dataset) -> xr.Dataset:
     Data variables:
         a        (x) int64 16B 1 2
     """
+    ds = as_compressed(ds)
+    for name in list(ds.data_vars):
+        if isinstance(ds[name].attrs.get(ATTRIBUTE), str):
+            ds = ds.assign({name: ds[name].copy(deep=False)})
+            del ds[name].attrs[ATTRIBUTE]
+    return ds
+
+
+def as_compressed(ds: xr.Dataset) -> xr.Dataset:
+    """As `split`; the attribute ``xtec`` stays on variables that were one cube from the start."""
     for name in list(ds.data_vars):
         text = ds[name].attrs.get(ATTRIBUTE)
-        if not isinstance(text, str):
-            continue
-        saved = json.loads(text).get("variables")
-        ds = ds.assign({name: ds[name].copy(deep=False)})
-        del ds[name].attrs[ATTRIBUTE]
+        saved = json.loads(text).get("variables") if isinstance(text, str) else None
         if saved is not None:
             ds = _split_one(ds, name, saved)
     return ds
@@ -137,12 +143,15 @@ def _split_one(ds: xr.Dataset, name: Hashable, saved: Mapping[str, Any]) -> xr.D
     if axis is None or axis not in cube.coords:
         return ds  # one band was selected, or the names are gone: there is nothing to split by
     parts = {}
+    sizes = cube.encoding.get("preferred_chunks", {})
     for position, band in enumerate(cube[axis].values.tolist()):
         part = cube.isel({axis: position}, drop=True)
         info = saved["bands"].get(band, {"attrs": part.attrs, "dims": part.dims})
-        part = part.transpose(*[dim for dim in info["dims"] if dim in part.dims], ...)
+        part = _transposed(part, [dim for dim in info["dims"] if dim in part.dims])
         part.attrs = dict(info["attrs"])
         part.encoding = {k: v for k, v in cube.encoding.items() if k in CF_ENCODING}
+        if sizes:
+            part.encoding["preferred_chunks"] = {d: n for d, n in sizes.items() if d in part.dims}
         parts[band] = part.drop_vars(
             [c for c in part.coords if axis in ds[c].dims], errors="ignore"
         )
@@ -152,6 +161,17 @@ def _split_one(ds: xr.Dataset, name: Hashable, saved: Mapping[str, Any]) -> xr.D
     out = rest.assign(parts)
     order = [n for n in saved["order"] if n in out.data_vars]
     return in_order(out, order + [n for n in out.data_vars if n not in order])
+
+
+def _transposed(part: xr.DataArray, first: list[Hashable]) -> xr.DataArray:
+    """``part.transpose(*first, ...)`` that stays lazy, and reads no pixel by its coordinates."""
+    dims = (*first, *(dim for dim in part.dims if dim not in first))
+    variable = part.variable
+    if dims == variable.dims or variable.chunks is not None or variable._in_memory:
+        return part.transpose(*dims)
+    from .lazy import transposed
+
+    return xr.DataArray(transposed(variable, dims), part.coords, name=part.name)
 
 
 def in_order(ds: xr.Dataset, names: list[Hashable]) -> xr.Dataset:

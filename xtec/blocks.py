@@ -7,9 +7,7 @@ worker was lost, a store refused a write): it writes the same bytes.
 
 from __future__ import annotations
 
-import math
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,27 +33,6 @@ _RETRIES = 2
 _TOGETHER = 16
 
 
-_opening = threading.Lock()
-
-
-def in_batches(array: zarr.Array, **config: Any) -> zarr.Array:
-    """The same array, which hands over as many chunks in one call as shall be coded together.
-
-    zarr reads the size of a batch when it makes an array, and keeps it with that array. The setting
-    is one for all threads, hence the lock.
-    """
-    import zarr
-
-    from .chunks import batch_size
-    from .report import find_codec
-
-    codec = find_codec(array)
-    size = 1 if codec is None else batch_size(math.prod(codec.chunk_shape) // codec.cube_shape[1])
-    with _opening, zarr.config.set({"codec_pipeline.batch_size": size}):
-        make: Any = zarr.AsyncArray  # typed apart for the two formats
-        return zarr.Array(make(array.metadata, array.store_path, config or None))
-
-
 @dataclass(frozen=True)
 class Target:
     """An array in a store, as a worker opens it. Travels to each of them once.
@@ -77,13 +54,18 @@ class Target:
         """Opened once a process."""
         import zarr
 
-        array = zarr.open_array(
+        from .report import find_codec
+        from .zarr3 import in_batches
+
+        array = zarr.open(  # open_array does not look at `config`
             self.store,
             path=self.path,
             mode="r" if self.read_only else "r+",
             zarr_format=self.zarr_format,
+            config={"write_empty_chunks": self.keep_empty},  # type: ignore[arg-type]
         )
-        return in_batches(array, write_empty_chunks=self.keep_empty)
+        codec = find_codec(array)  # type: ignore[arg-type]
+        return array if codec is None else in_batches(array, codec)  # type: ignore
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in vars(self).items() if k != "array"}

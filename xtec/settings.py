@@ -23,3 +23,7 @@ retries: int = int(os.environ.get("XTEC_RETRIES") or 8)
 """How often an operation on object storage is tried again when it fails for a moment; read when a
 store is opened. 8 times take about a minute, and each further one half a minute.
 Environment variable ``XTEC_RETRIES``."""
+
+cache: int | str = os.environ.get("XTEC_CACHE", 0)
+"""How much of what was decoded last a process keeps, for reads that come back to the same chunks:
+bytes, or text such as ``"1 GB"``; 0 for nothing. Environment variable ``XTEC_CACHE``."""

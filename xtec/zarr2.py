@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numcodecs.abc import Codec
 from numcodecs.compat import ensure_bytes, ensure_ndarray, ndarray_copy
 from tec.errors import TecError
 
+from xtec import cache
 from xtec.chunks import ChunkCoder, run_pass, split_configuration
 
 # Zarr takes the decoded chunk as flat memory in the array's order, and does not tell the codec
@@ -107,6 +108,7 @@ class XtecCodec2(ChunkCoder, Codec):
         """
         data = ensure_bytes(buf)
         stream = data.removeprefix(F_ORDER)
-        work = run_pass(self.decode_chunks, [stream], np.dtype(self.dtype), ["a chunk"])
-        flat = work.result()[0].ravel(order="C" if stream is data else "F")
+        (future,) = cache.decode(self, [stream], np.dtype(self.dtype), ["a chunk"])
+        order: Literal["C", "F"] = "C" if stream is data else "F"
+        flat = future.result().flatten(order)  # a copy, since others may read the same chunk
         return flat if out is None else ndarray_copy(flat, out)

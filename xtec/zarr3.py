@@ -17,9 +17,10 @@ What zarr 3.1 does, and what follows:
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 import numpy as np
 from tec.errors import TecError
@@ -28,11 +29,22 @@ from zarr.abc.codec import (
     ArrayBytesCodecPartialDecodeMixin,
     ArrayBytesCodecPartialEncodeMixin,
 )
+from zarr.codecs import ShardingCodec
+from zarr.registry import get_pipeline_class
 
-from xtec import embedded, settings
-from xtec.chunks import ROLES, AlignmentError, ChunkCoder, MissingChunkError, run_pass
+from xtec import cache, embedded, settings
+from xtec.chunks import (
+    ROLES,
+    AlignmentError,
+    ChunkCoder,
+    MissingChunkError,
+    batch_size,
+    run_pass,
+)
 
 if TYPE_CHECKING:
+    import zarr
+    from zarr.abc.codec import CodecPipeline
     from zarr.abc.store import ByteGetter, ByteSetter
     from zarr.core.array_spec import ArraySpec
     from zarr.core.buffer import Buffer, NDBuffer
@@ -116,7 +128,10 @@ class XtecCodec(
         specs = [spec for buffer, spec in batch if buffer is not None]
         chunks = iter(await self._decode(data, specs, [_UNKNOWN] * len(data)))
         return [
-            None if buffer is None else spec.prototype.nd_buffer.from_numpy_array(next(chunks))
+            # a copy, since others may read the same chunk
+            None
+            if buffer is None
+            else spec.prototype.nd_buffer.from_numpy_array(np.array(next(chunks)))
             for buffer, spec in batch
         ]
 
@@ -136,12 +151,15 @@ class XtecCodec(
         where: Sequence[str],
         dates: Sequence[int | None] | None = None,
     ) -> list[np.ndarray]:
+        """Chunks that others may share: read-only, with as many dates as are wanted or more."""
         if not data:
             return []
         for spec in specs:
             self.check_chunk(spec.shape)
         dtype = specs[0].dtype.to_native_dtype()
-        return await _in_pass(self.decode_chunks, data, dtype, where, dates)
+        # hashing a long stream takes some milliseconds
+        futures = await asyncio.to_thread(cache.decode, self, data, dtype, where, dates)
+        return await asyncio.gather(*map(asyncio.wrap_future, futures))
 
     # reading
 
@@ -291,6 +309,52 @@ class XtecCodec(
         axes = range(len(shape))
         inside = [np.flatnonzero(hit.any(tuple(a for a in axes if a != axis))) for axis in axes]
         return ", ".join(f"{d} {i[0]}:{i[-1] + 1}" for d, i in zip(self.dims, inside, strict=True))
+
+
+class _Shards(ShardingCodec):
+    """Whose chunks come to the codec in batches: zarr's own asks for the size at each read, of a
+    setting that all threads share."""
+
+    @property
+    def codec_pipeline(self) -> CodecPipeline:
+        (codec,) = self.codecs
+        size = together(cast(ChunkCoder, codec))
+        return get_pipeline_class().from_codecs(self.codecs, batch_size=size)  # type: ignore[call-arg]
+
+
+def together(codec: ChunkCoder) -> int:
+    """Chunks that zarr shall hand over in one call."""
+    time, _, y, x = codec.cube_shape
+    return batch_size(time * y * x)
+
+
+_making = threading.Lock()
+
+
+def in_batches(array: zarr.Array, codec: ChunkCoder) -> zarr.Array:
+    """An open array, to be read and written in batches of chunks, also inside shards.
+
+    ``codec`` : ours, that the array has
+    """
+    import zarr
+
+    make: Any = zarr.AsyncArray  # typed apart for the two formats
+
+    metadata = array.metadata
+    if metadata.zarr_format == 3:
+        (outer, *others) = metadata.codecs
+        if type(outer) is ShardingCodec and not others and outer.codecs == (codec,):
+            shards = _Shards(
+                chunk_shape=outer.chunk_shape,
+                codecs=outer.codecs,
+                index_codecs=outer.index_codecs,
+                index_location=outer.index_location,
+            )
+            metadata = replace(metadata, codecs=(shards,))
+    config = array._async_array.config
+    # zarr looks at this setting, which is one for all threads, when the object is made
+    with _making, zarr.config.set({"codec_pipeline.batch_size": together(codec)}):
+        return zarr.Array(make(metadata, array.store_path, config))
 
 
 _UNKNOWN = "a chunk"
