@@ -72,14 +72,13 @@ class Memory:
 # each of these runs in a process of its own, and prints JSON
 
 
-def loop(model: str, gigabytes: float, threads: int) -> dict[str, Any]:
-    """The codec alone, on chunks that are in memory."""
-    import torch
+def loop(model: str, gigabytes: float) -> dict[str, Any]:
+    """The codec alone, on chunks that are in memory, as many at one time as there are cores for."""
+    from tec import threads
 
-    from xtec.chunks import ROLES
+    from xtec.chunks import ROLES, run_pass
     from xtec.compression import codec_of
 
-    torch.set_num_threads(threads)
     packed = endless.cube(0.2).tec.compress(model=model)
     codec = codec_of(packed.encoding)
     _, _, high, wide = codec.chunk_shape
@@ -90,15 +89,15 @@ def loop(model: str, gigabytes: float, threads: int) -> dict[str, Any]:
         for y in range(0, 1024, high)
         for x in range(0, 1024, wide)
     ]
-    codec.encode_chunks(chunks[:1])  # the weights, and compiled kernels
-    done, start = 0, time.perf_counter()
-    while done < gigabytes * 1e9:
-        for i in range(0, len(chunks), 4):
-            codec.encode_chunks(chunks[i : i + 4])
-            done += sum(chunk.nbytes for chunk in chunks[i : i + 4])
+    run_pass(codec.encode_chunks, chunks[:1]).result()  # the weights, and compiled kernels
+    times = max(1, round(gigabytes * 1e9 / sum(chunk.nbytes for chunk in chunks)))
+    start = time.perf_counter()
+    passes = [run_pass(codec.encode_chunks, [chunk]) for chunk in chunks * times]
+    nbytes = sum(chunk.nbytes for chunk in chunks * times)
+    for one in passes:
+        one.result()
     seconds = time.perf_counter() - start
-    rss = psutil.Process().memory_info().rss / 1e6
-    return {"mb_per_s": done / 1e6 / seconds, "peak": rss}
+    return {"mb_per_s": nbytes / 1e6 / seconds, "passes": threads.passes()}
 
 
 def on_threads(model: str, gigabytes: float) -> dict[str, Any]:
@@ -245,7 +244,7 @@ def main() -> None:
 
     def measure_loop() -> None:
         if "loop" in asked.only:
-            loops.append(apart("loop", model, 0.4, CORES)["mb_per_s"])
+            loops.append(apart("loop", model, 0.6)["mb_per_s"])
             print(
                 f"{'the codec alone, ' + str(CORES) + ' cores':44s} {loops[-1]:8.1f} MB/s",
                 flush=True,
