@@ -18,7 +18,7 @@ from .dims import role_of
 from .existing import Existing
 from .grid import align
 from .objects import At, Region, grid_of, unit_of
-from .resume import Resumed, _damaged
+from .resume import Resumed, damaged_among
 from .verifying import Verified, conclude, looking
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Step:
     def whole(self, image: Image, places: Sequence[At]) -> list[At]:
         """Those of some objects that are there and not damaged."""
         target = Target(image.array.store, image.name, self.there.zarr_format, read_only=True)
-        spoilt = {at for some in each(_damaged, target, list(places)) for at in some}
+        spoilt = {at for some in each(damaged_among, target, list(places)) for at in some}
         return [at for at in places if at not in spoilt]
 
     def write(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
 import numpy as np
-from tec import memory
+from tec import memory, threads
 
 from .messages import bar
 from .objects import At, region_of, unit_of
@@ -105,6 +105,7 @@ class _Shared:
     write: np.ndarray
     look: np.ndarray | None
     starts: tuple[tuple[int, ...], ...]  # first pixel of each block, axis by axis
+    cores: int | None  # that a process of a pool on one machine may use
 
 
 def run(jobs: Sequence[Job], title: str, progress: bool) -> list[list[Any]]:
@@ -155,7 +156,7 @@ def _tasks(job: Job) -> dask.array.Array | None:
         tuple((start + np.cumsum([0, *sizes[:-1]])).tolist())
         for start, sizes in zip(corner, data.chunks, strict=True)
     )
-    shared = _Shared(job.target, job.write, job.look, starts)
+    shared = _Shared(job.target, job.write, job.look, starts, _cores_each())
     done = da.map_blocks(
         _do,
         data,
@@ -188,6 +189,8 @@ def _first(found: np.ndarray) -> np.ndarray:
 
 def _do(block: np.ndarray, shared: Any = None, block_id: tuple[int, ...] = ()) -> np.ndarray:
     """Write a block, then look at what was written."""
+    if shared.cores is not None:
+        threads.limit(shared.cores)
     array = shared.target.array
     corner = [starts[i] for starts, i in zip(shared.starts, block_id, strict=True)]
     unit = unit_of(array)
@@ -274,17 +277,32 @@ def _client() -> Any | None:
     return found if distributed and isinstance(found, distributed.Client) else None
 
 
-def _check_reach(store: Store) -> None:
-    """Refuse what other processes cannot write to: their copies of it would be lost."""
+def _pool() -> bool:
+    """Whether Dask would use a pool of processes on this machine."""
     import dask.array
     from dask.base import get_scheduler
-    from dask.multiprocessing import get as processes
+    from dask.multiprocessing import get
+
+    return get_scheduler(cls=dask.array.Array) is get
+
+
+def _cores_each() -> int | None:
+    """The share of a process of a pool; None where there is no pool."""
+    import dask
+    from dask.system import CPU_COUNT
+
+    if not _pool():
+        return None
+    return max(1, threads.allowed() // (dask.config.get("num_workers", None) or CPU_COUNT))
+
+
+def _check_reach(store: Store) -> None:
+    """Refuse what other processes cannot write to: their copies of it would be lost."""
     from zarr.storage import MemoryStore
 
     while hasattr(store, "_store"):
         store = store._store
-    others = _client() is not None or get_scheduler(cls=dask.array.Array) is processes
-    if others and isinstance(store, MemoryStore):
+    if isinstance(store, MemoryStore) and (_client() is not None or _pool()):
         raise ValueError(
             "a store in memory cannot be written by other processes: pass a path or a URL, or "
             "compute with dask.config.set(scheduler='threads')"

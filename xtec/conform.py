@@ -104,9 +104,9 @@ def fit(
 
 def _given(obj: xr.Dataset | xr.DataArray, there: Existing, options: Mapping[str, Any]) -> _Given:
     if is_packed(obj) and not options:
-        from .writing import _variable
+        from .writing import variable_of
 
-        name, data = _variable(obj)
+        name, data = variable_of(obj)
         codec = codec_of(data.encoding)
         assert codec is not None
         roles, bands, cube = codec.dims, codec.config.bands, None

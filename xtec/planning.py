@@ -23,7 +23,7 @@ from .grid import by_dim
 from .measuring import Measured, has_gpu, measure, on_device
 from .quality import PEAK
 from .ratecontrol import Goal, Probes, target_of, target_text
-from .writing import _variable, human, model_text
+from .writing import human, model_text, variable_of
 
 #: Chunks that are tried where the user says nothing: as few as tell how far they differ.
 SAMPLE = 8
@@ -304,7 +304,7 @@ def plan(
         if threads is not None:
             stack.enter_context(tec.threads.limited(threads))
         packed = obj if is_packed(obj) and not options else compress(obj, **options)  # type: ignore[type-var]
-        name, data = _variable(packed)
+        name, data = variable_of(packed)
         if data.chunks is None:  # a store that was opened without Dask
             data = data.chunk(dict(zip(data.dims, data.encoding["chunks"], strict=True)))
         measured = measure(data, sample, threads or here)

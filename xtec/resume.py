@@ -131,7 +131,7 @@ def survey(
     whole = written = 0
     for place, variable, keys in arrays.values():
         there = [at for at, key in keys.items() if key in stored]
-        damaged = [at for some in each(_damaged, place, there) for at in some]
+        damaged = [at for some in each(damaged_among, place, there) for at in some]
         spoilt += [keys[at] for at in damaged]
         todo = np.ones(grid_of(place.array), bool)
         for at in there:
@@ -315,7 +315,7 @@ def _differences(found: Any, wanted: Any, path: str) -> Iterator[str]:
 # which chunks are whole
 
 
-def _damaged(target: Target, places: list[At]) -> list[At]:
+def damaged_among(target: Target, places: list[At]) -> list[At]:
     """Which of the chunks (or shards) that are there are not whole.
 
     Those of ours are streams with checksums; those of a lossless variable are decoded.

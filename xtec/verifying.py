@@ -273,9 +273,9 @@ def conclude(store: Store, name: str, parts: Sequence[Verified]) -> Verified:
     if not found.sound:
         key, why = (*found.damaged, *((key, "it is missing") for key in found.missing))[0]
         raise StreamError(
-            f"{key} is not sound, and writing it again did not help: {why}. The store stays "
-            "incomplete; keep the originals, check the disk and the memory of this machine, and "
-            "write again with resume=True"
+            f"{key} is not sound, and writing it again did not help: {why}. What was to be "
+            "written stays incomplete; keep the originals, check the disk and the memory of this "
+            "machine, and write again with resume=True"
         )
     if found.repaired:
         warn(

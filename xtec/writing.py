@@ -294,12 +294,12 @@ def to_zarr(
             keep=True,
             verify=verify,
         )
-        size = _zip_size(Path(store), _variable(packed)[0])
+        size = _zip_size(Path(store), variable_of(packed)[0])
     else:
         written = write_store(
             packed, store, overwrite, progress, storage_options, embed_weights, resume, verify
         )
-        size = _stored_size(written.store, _variable(packed)[0])
+        size = _stored_size(written.store, variable_of(packed)[0])
     return _summary(packed, str(store), size, time.perf_counter() - started, written)
 
 
@@ -322,7 +322,7 @@ def write_store(
     target = open_store(store, storage_options)
     zarr_format = _zarr_format(obj)
     packed = is_packed(obj)
-    name = _variable(obj)[0] if packed else None
+    name = variable_of(obj)[0] if packed else None
     resume = resume and not is_empty(target)
     if not resume:
         prepare(target, overwrite)
@@ -359,7 +359,7 @@ def _variables(obj: xr.Dataset | xr.DataArray) -> list[xr.DataArray]:
     return [obj] if isinstance(obj, xr.DataArray) else list(obj.data_vars.values())
 
 
-def _variable(packed: xr.Dataset | xr.DataArray) -> tuple[str, xr.DataArray]:
+def variable_of(packed: xr.Dataset | xr.DataArray) -> tuple[str, xr.DataArray]:
     """The compressed variable, by the name it has in the store."""
     for data in _variables(packed):
         if codec_of(data.encoding) is not None:
@@ -379,7 +379,7 @@ def _summary(
     seconds: float,
     written: Written,
 ) -> Summary:
-    name, data = _variable(packed)
+    name, data = variable_of(packed)
     config = codec_of(data.encoding).config  # type: ignore[union-attr]
     itemsize = data.encoding.get("dtype", data.dtype).itemsize
     return Summary(
@@ -476,7 +476,7 @@ def _look_into(path: Path, obj: xr.Dataset | xr.DataArray) -> Resumed | None:
     store = sync(ZipStore.open(path, mode="r"))
     try:
         with quiet():
-            found = survey(obj, _variable(obj)[0], store, _zarr_format(obj))
+            found = survey(obj, variable_of(obj)[0], store, _zarr_format(obj))
     finally:
         store.close()
     return found.resumed if found.complete else None
