@@ -8,7 +8,10 @@ of an undisturbed run, byte for byte.
 Prints figures; exits with 1 if any of that is not so.
 
     python benchmarks/cluster_kills.py [--runs 20] [--model fp] [--seed 0] [--gigabytes 0.1]
-        [--store URL --storage-options JSON]
+        [--s3 SHARE | --store URL --storage-options JSON]
+
+``--s3 0.05`` writes to an S3 server on this machine (moto), behind a proxy that spoils five in a
+hundred requests: 500, 503, answers that take their time, cut connections.
 """
 
 from __future__ import annotations
@@ -23,6 +26,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import endless
@@ -77,14 +83,43 @@ def main() -> int:
     parser.add_argument("--gigabytes", type=float, default=0.1)
     parser.add_argument("--store", help="a folder or URL to write under; a temporary one if not")
     parser.add_argument("--storage-options", type=json.loads)
+    parser.add_argument("--s3", type=float, metavar="SHARE", help="of the requests that fail")
     parser.add_argument("--client", type=json.loads, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.client:
         address, store, resume = asked.client
         write(address, asked, store, resume)
         return 0
+    if asked.s3 is None:
+        return run(asked)
+    with flaky_s3(asked.s3, asked.seed) as (asked.store, asked.storage_options, network):
+        code = run(asked)
+        print(f"requests: {len(network.seen)}, of which spoilt: {network.spoilt}")
+    return code
 
-    rng, arguments = random.Random(asked.seed), sys.argv[1:]
+
+@contextmanager
+def flaky_s3(share: float, seed: int) -> Iterator[tuple[str, dict[str, Any], Any]]:
+    """URL, storage options and proxy of a bucket."""
+    sys.path.append(str(Path(__file__).parents[1] / "tests"))
+    import object_stores
+
+    for name in filter(object_stores.is_of_networks, list(os.environ)):
+        del os.environ[name]
+    os.environ.update(AWS_ACCESS_KEY_ID="a", AWS_SECRET_ACCESS_KEY="b", AWS_REGION="us-east-1")
+    with object_stores.s3_server() as port, object_stores.proxy(port) as network:
+        object_stores.ask(port, "PUT", "/bucket")
+        faults = ("InternalError", "SlowDown", "slow", "cut", "half")
+        network.rule = object_stores.flaky(seed, share, *faults)
+        yield "s3://bucket", {"endpoint_url": network.url}, network
+
+
+def run(asked: argparse.Namespace) -> int:
+    """All runs; 1 where anything was wrong."""
+    rng = random.Random(asked.seed)
+    arguments = ["--model", asked.model, "--gigabytes", str(asked.gigabytes)]
+    if asked.storage_options:
+        arguments += ["--storage-options", json.dumps(asked.storage_options)]
     figures: collections.Counter[str] = collections.Counter()
     wrong: list[str] = []
     started = time.perf_counter()
