@@ -59,13 +59,27 @@ class Inpainted(NamedTuple):
     filled: np.ndarray
 
 
-def fillable(
-    chunk: np.ndarray, mask: np.ndarray, nodata: float | None, direction: str = "both"
-) -> np.ndarray:
-    """Which masked pixels `inpaint` replaces: (time, y, x) bool. Needs no network."""
-    _check(chunk, mask, direction, "tokens")
-    gone = _gone(find_specials(chunk, nodata).mask, mask.shape)
-    return _fillable(mask, gone, direction)
+def missing(chunk: np.ndarray, nodata: float | None) -> np.ndarray:
+    """(time, y, x) bool: where no band of a chunk (time, band, y, x) has a value."""
+    return _gone(find_specials(chunk, nodata).mask, (len(chunk), *chunk.shape[2:]))
+
+
+def fillable(mask: np.ndarray, gone: np.ndarray, direction: str = "both") -> np.ndarray:
+    """Which masked pixels `inpaint` replaces; needs no network.
+
+    Parameters
+    ----------
+    mask : (time, y, x) bool
+    gone : the same, see `missing`
+    direction : as for `inpaint`
+    """
+    filled = np.zeros(mask.shape, bool)
+    for order in _orders(len(mask), direction):
+        seen = np.zeros(mask.shape[1:], bool)
+        for t in order:
+            filled[t] |= mask[t] & ~gone[t] & seen
+            seen |= ~(mask[t] | gone[t])
+    return filled
 
 
 @runs_networks
@@ -107,7 +121,7 @@ def inpaint(
         )
     specials = find_specials(chunk, config.nodata).mask
     gone = _gone(specials, mask.shape)
-    filled = _fillable(mask, gone, direction)
+    filled = fillable(mask, gone, direction)
     out = chunk.copy()
     if not filled.any():
         return Inpainted(out, filled)
@@ -145,7 +159,7 @@ def _check(chunk: np.ndarray, mask: np.ndarray, direction: str, mode: str) -> No
 
 def _gone(specials: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
     """(time, y, x): pixels that no band has."""
-    return np.zeros(shape, bool) if specials is None else specials.all(axis=1)
+    return np.zeros(shape, bool) if specials is None else np.all(specials, axis=1)
 
 
 def _orders(dates: int, direction: str) -> list[range]:
@@ -153,16 +167,6 @@ def _orders(dates: int, direction: str) -> list[range]:
     forward = range(dates)
     chosen = {"forward": [forward], "backward": [forward[::-1]]}
     return chosen.get(direction, [forward, forward[::-1]])
-
-
-def _fillable(mask: np.ndarray, gone: np.ndarray, direction: str) -> np.ndarray:
-    filled = np.zeros(mask.shape, bool)
-    for order in _orders(len(mask), direction):
-        seen = np.zeros(mask.shape[1:], bool)
-        for t in order:
-            filled[t] |= mask[t] & ~gone[t] & seen
-            seen |= ~(mask[t] | gone[t])
-    return filled
 
 
 class _Scene:
