@@ -67,8 +67,8 @@ def linear(pixels: np.ndarray, hidden: np.ndarray, when: np.ndarray) -> np.ndarr
 
 def median(pixels: np.ndarray, hidden: np.ndarray, when: np.ndarray) -> np.ndarray:
     """The median of the clear dates."""
-    clear = np.where(hidden[:, None], np.nan, pixels)
-    return np.where(hidden[:, None], np.nan_to_num(np.nanmedian(clear, axis=0)), pixels)
+    clear = np.ma.masked_array(pixels, np.broadcast_to(hidden[:, None], pixels.shape))
+    return np.where(hidden[:, None], np.ma.median(clear, axis=0).filled(0), pixels)
 
 
 def harmonic(pixels: np.ndarray, hidden: np.ndarray, when: np.ndarray) -> np.ndarray:
@@ -97,8 +97,8 @@ class _Fit:
     def __init__(self, *_: object) -> None:
         pass
 
-    def predict(self, before: list[np.ndarray], *_: object) -> np.ndarray:
-        return before[0]
+    def predict(self, fitted: np.ndarray, *_: object) -> np.ndarray:
+        return fitted
 
 
 def forecast(pixels: np.ndarray, config: tec.CodecConfig) -> np.ndarray:
@@ -180,8 +180,12 @@ def cubes(
 
 
 def hide(dn: np.ndarray, hidden: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """With bright, textured clouds where it is hidden; nodata stays."""
-    white = np.clip(6000 + 800 * rng.standard_normal((len(dn), 1, *dn.shape[2:])), 1, None)
+    """With bright clouds, smooth as clouds are, where it is hidden; nodata stays."""
+    height, width = dn.shape[2:]
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None])
+    noise = np.fft.fft2(rng.standard_normal((len(dn), height, width)))
+    field = np.fft.ifft2(noise * (frequency + 0.02) ** -1.5).real
+    white = np.clip(5000 + 1000 * field / field.std(), 1, None)[:, None]
     covered = hidden[:, None] & (dn != 0)
     return np.where(covered, white, dn).astype(dn.dtype)
 
@@ -228,15 +232,16 @@ def saved(
         starts = range(0, len(pixels), 4)
         return sum(len(tec.encode(pixels[t : t + 4], coded)) for t in starts)
 
-    sizes = [size(hazy)]
+    ways = {"with clouds": size(hazy)}
     for direction in ("forward", "both"):
-        sizes.append(size(tec.inpaint(hazy, hidden, config, direction=direction).pixels))
-    sizes.append(size(dn))
-    share = 100 * hidden.mean()
-    return (
-        f"{name:40} {share:3.0f} % hidden; bytes with clouds {sizes[0]}, inpainted forward "
-        f"{sizes[1]}, both {sizes[2]}; of the scene itself {sizes[3]}"
-    )
+        pixels, filled = tec.inpaint(hazy, hidden, config, direction=direction)
+        left = 100 * (hidden & ~filled).mean()
+        ways[f"inpainted, {direction} ({left:.1f} % left)"] = size(pixels)
+        whole = np.where((hidden & ~filled)[:, None], dn, pixels)
+        ways[f"{direction}, and the rest clear"] = size(whole)
+    ways["of the scene itself"] = size(dn)
+    told = "; ".join(f"{way} {n}" for way, n in ways.items())
+    return f"{name}, {100 * hidden.mean():.0f} % hidden: bytes {told}"
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,10 @@ from scenes import scene
 from tec.inpainting import COMPRESSION, DIRECTIONS, fillable, inpaint, missing
 
 from xtec.inpainting import BEYOND
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+
+import inpainting as benchmark
 
 NAMES = tec.CodecConfig().bands
 
@@ -320,3 +325,22 @@ def test_compress_inpaints(weights: dict[str, str], tmp_path: Path) -> None:
         ds.tec.compress(inpaint={"mask": "SCL", "lambda": 3})
     with pytest.raises(ValueError, match="variable 'inpainted'"):
         ds.assign(inpainted=scl).tec.compress(inpaint=how)
+
+
+def test_the_benchmarks_other_ways() -> None:
+    when = np.arange(6) / 6
+    wave = 1000 + 200 * np.cos(2 * np.pi * when)
+    pixels = np.broadcast_to(wave[:, None, None, None], (6, 2, 4, 4)).copy()
+    pixels[:, 1] = 100 * np.arange(6)[:, None, None]
+    hidden = np.zeros((6, 4, 4), bool)
+    hidden[2:4, 1] = True
+    dirty = np.where(hidden[:, None], 9e4, pixels)
+    found = {name: way(dirty, hidden, when) for name, way in benchmark.PLAIN.items()}
+    for filled in found.values():
+        np.testing.assert_array_equal(filled[:, :, 2:], pixels[:, :, 2:])
+    np.testing.assert_allclose(found["linear in time"][:, 1], pixels[:, 1])
+    np.testing.assert_array_equal(found["previous clear date"][3, 1, 1], 100)
+    np.testing.assert_array_equal(found["median of other dates"][3, 1, 1], (100 + 400) / 2)
+    np.testing.assert_allclose(found["harmonic fit"][3, 0, 1], 1000 - 200, atol=50)
+    shares = benchmark.masks((3, 64, 64), np.random.default_rng(0)).mean(axis=(1, 2))
+    assert ((shares > 0.09) & (shares < 0.51)).all()

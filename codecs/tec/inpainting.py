@@ -211,7 +211,7 @@ def _predicted(
             predicted = _bordered(fitted, plane, hole)
             if (scene.wanted[t] & before).any():
                 rough = np.where(hole & before, predicted, plane)
-                predicted = _bordered(painter.predict([fitted, rough], rough, hole), plane, hole)
+                predicted = _bordered(painter.predict(fitted, rough, hole), plane, hole)
                 yield t, before, predicted
             plane = np.where(hole & before, predicted, plane)
             known = known | before
@@ -263,15 +263,13 @@ class _Painter:
             download=True,
         )
 
-    def predict(
-        self, before: Sequence[np.ndarray], plane: np.ndarray, hole: np.ndarray
-    ) -> np.ndarray:
-        """What the network makes of a date.
+    def predict(self, fitted: np.ndarray, rough: np.ndarray, hole: np.ndarray) -> np.ndarray:
+        """What the network makes of a date, which it is told of in place of the two before.
 
         Parameters
         ----------
-        before : (bands, y, x) standardised, the two dates that it is told of, the newest last
-        plane : the same of the date; in the hole something like it
+        fitted : (bands, y, x) standardised, other dates brought to the look of this one
+        rough : the same of the date; in the hole what was made of ``fitted``
         hole : (y, x) bool
         """
         from . import coder
@@ -281,12 +279,11 @@ class _Painter:
         network, lmbda = self._network, self._lmbda
         height, width = hole.shape
         with coder.exactly(network):
-            y = self._latents(plane)
+            y = self._latents(rough)
             n, _, h, w = y.shape
             cells = self._cells(hole, h, w).to(y.device).expand_as(y)
             history = network.history((n, h, w))
-            for picture in before:
-                seen = self._latents(picture)
+            for seen in (self._latents(fitted), y):
                 history.push(seen, network.remembered(seen, lmbda))
             rounder = portable.Writer(n, network.grid, network.margin_at(lmbda))
 
