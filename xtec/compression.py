@@ -129,8 +129,9 @@ def compress(
     inpaint : str, DataArray, callable or mapping, optional
         A mask of clouds, such as "SCL", or the arguments of `xtec.inpaint` (``{"mask": "SCL",
         "direction": "forward"}``): masked pixels are replaced by predictions before they are coded,
-        and cost what clear ground does. What was there is lost. A Dataset gets a variable ``inpainted``, bool,
-        that tells which pixels are predictions; the attribute ``xtec`` tells how they were made.
+        and cost what clear ground does. What was there is lost. A Dataset gets a variable
+        ``inpainted``, bool, that tells which pixels are predictions; the attribute ``xtec`` tells
+        how they were made.
 
     Returns
     -------
