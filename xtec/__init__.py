@@ -9,6 +9,7 @@ from __future__ import annotations
 from .accessor import DataArrayAccessor, DatasetAccessor
 from .compression import compress
 from .embedded import embed_weights
+from .inpainting import inpaint, inpainted
 from .planning import Plan, plan
 from .versions import show_versions
 from .writing import Summary, to_zarr
@@ -23,6 +24,8 @@ __all__ = [
     "__version__",
     "compress",
     "embed_weights",
+    "inpaint",
+    "inpainted",
     "plan",
     "show_versions",
     "to_zarr",

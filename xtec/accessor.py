@@ -9,6 +9,7 @@ from typing import Any
 import xarray as xr
 
 from .compression import compress
+from .inpainting import inpaint, inpainted
 from .planning import Plan, plan
 from .writing import Summary, to_zarr
 
@@ -36,6 +37,7 @@ class _Accessor:
         chunks: Mapping[Any, int] | str | None = None,
         shards: Mapping[Any, int] | str | None = None,
         zarr_format: int = 3,
+        inpaint: Any = None,
     ) -> Any:
         """Configure the codec, lazily; ``compression`` is 20 by default: see
         :func:`xtec.compress`."""
@@ -57,7 +59,16 @@ class _Accessor:
             chunks=chunks,
             shards=shards,
             zarr_format=zarr_format,
+            inpaint=inpaint,
         )
+
+    def inpaint(self, mask: Any = "SCL", **options: Any) -> Any:
+        """Replace clouds by what the temporal model predicts, lazily; see :func:`xtec.inpaint`."""
+        return inpaint(self._obj, mask, **options)
+
+    def inpainted(self, mask: Any = "SCL", **options: Any) -> xr.DataArray:
+        """Which pixels :meth:`inpaint` replaces; see :func:`xtec.inpainted`."""
+        return inpainted(self._obj, mask, **options)
 
     def plan(self, **options: Any) -> Plan:
         """Measure some chunks: size, quality, hours and objects to expect; see

@@ -13,6 +13,8 @@ from .messages import warn
 #: The one attribute that xtec adds, to the compressed variable: a JSON text (provenance, and the
 #: band variables it came from).
 ATTRIBUTE = "xtec"
+#: The attribute, a JSON text too, of variables that `xtec.inpaint` has changed.
+INPAINT = "xtec_inpaint"
 #: Encoding that describes values, not storage: all that outlives the store it was read from.
 CF_ENCODING = (
     "dtype",

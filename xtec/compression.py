@@ -13,7 +13,7 @@ import xarray as xr
 from tec.config import COMPRESSION_RANGE, WEIGHTS, CodecConfig
 
 from . import settings
-from .attributes import ATTRIBUTE, CF_ENCODING, storable
+from .attributes import ATTRIBUTE, CF_ENCODING, INPAINT, storable
 from .autogrid import AUTO, auto_chunks, auto_shards
 from .bandvars import in_order
 from .grid import (
@@ -59,6 +59,7 @@ def compress(
     chunks: Mapping[Any, int] | str | None = None,
     shards: Mapping[Any, int] | str | None = None,
     zarr_format: int = 3,
+    inpaint: Any = None,
 ) -> T:
     """Configure the codec for ``obj``, lazily: what comes back is ready for xarray's ``to_zarr``.
 
@@ -125,6 +126,12 @@ def compress(
     zarr_format : {3, 2}
         Pass the same to ``to_zarr``. Format 3 protects against misaligned writes and missing
         chunks, format 2 cannot.
+    inpaint : str, DataArray, callable or mapping, optional
+        A mask of clouds, such as "SCL", or the arguments of `xtec.inpaint` (``{"mask": "SCL",
+        "direction": "forward"}``): masked pixels are replaced by predictions before they are coded,
+        and cost what clear ground does. What was there is lost. A Dataset gets a variable
+        ``inpainted``, bool, that tells which pixels are predictions; the attribute ``xtec`` tells
+        how they were made.
 
     Returns
     -------
@@ -155,6 +162,12 @@ def compress(
         raise ValueError(
             f"{goal.name}={goal.asked:g} and max_error={max_error} each say how large an error may "
             "be: pass one of them, or compression= with max_error="
+        )
+    if inpaint is not None:
+        from .inpainting import replaced
+
+        obj = replaced(
+            obj, inpaint, bands=bands, sensor=sensor, offset=offset, scale=scale, nodata=nodata
         )
     blocks = {**DEFAULT_CHUNKS, **sizes_of(chunks, "chunks"), **sizes_of(shards, "shards")}
     cube = find_cube(obj, bands=bands, sensor=sensor, blocks=blocks)
@@ -384,7 +397,10 @@ def _pack(
     old, variables = _provenance(data), cube.variables
     if variables is None and old is not None:
         variables = old.get("variables")
-    data.attrs[ATTRIBUTE] = json.dumps(provenance(config, variables, target))
+    told = provenance(config, variables, target)
+    if INPAINT in data.attrs:
+        told["inpaint"] = json.loads(data.attrs[INPAINT])
+    data.attrs[ATTRIBUTE] = json.dumps(told)
     encoding = {key: value for key, value in data.encoding.items() if key in CF_ENCODING}
     if "dtype" in encoding:
         encoding["dtype"] = stored.dtype

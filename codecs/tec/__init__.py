@@ -22,6 +22,7 @@ __all__ = [
     "decode_many",
     "encode",
     "encode_many",
+    "inpaint",
     "load",
     "peek",
 ]
@@ -31,6 +32,7 @@ _LAZY = {
     "encode_many": "codec",
     "decode": "codec",
     "decode_many": "codec",
+    "inpaint": "inpainting",
     "load": "weights",
     "checkpoints": "weights",
 }

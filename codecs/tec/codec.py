@@ -245,9 +245,7 @@ class _Job:
         self.network = network_of(self.model)
         self.padded = _padded(self.extent, self.network.stride)
         self.group = self.model
-        gsd = dict(zip(SENSORS[config.sensor].bands, SENSORS[config.sensor].gsd))
-        coarse = [gsd[band] > min(gsd.values()) for band in config.bands]
-        self.grids = find_grids(inside, self.mask, coarse=coarse, scale=config.scale)
+        self.grids = grids_of(inside, self.mask, config)
 
     def _check_unit(self, inside: np.ndarray) -> None:
         """Reflectance from 0 to 1 that is taken for DN would come back as next to nothing."""
@@ -467,7 +465,7 @@ def _encode_batch(members: list[tuple[_Job, range]], planes: Iterator[torch.Tens
     ys = []
     with coder.exactly(network):
         for lmbda in rates:
-            ys.append(network.analysis(_to_network(network, next(planes)), lmbda))
+            ys.append(network.analysis(to_network(network, next(planes)), lmbda))
         if jobs[0].model in TEMPORAL:
             series = cast("TemporalModel", network)
             rows, told = coder.encode_series(
@@ -584,7 +582,16 @@ def _evaluate(members: list[tuple[_Coded, range]], precision: str) -> _Latents:
         return [(y_hat, y_hat)]
 
 
-def _to_network(network: Network, planes: torch.Tensor) -> torch.Tensor:
+def grids_of(
+    chunk: np.ndarray, mask: np.ndarray | None, config: CodecConfig
+) -> tuple[Grid | None, ...]:
+    """The grid of each band whose pixels are repeated or interpolated (`tec.coarse`)."""
+    gsd = dict(zip(SENSORS[config.sensor].bands, SENSORS[config.sensor].gsd))
+    coarse = [gsd[band] > min(gsd.values()) for band in config.bands]
+    return find_grids(chunk, mask, coarse=coarse, scale=config.scale)
+
+
+def to_network(network: Network, planes: torch.Tensor) -> torch.Tensor:
     import torch
 
     parameter = next(network.parameters())
