@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -527,20 +528,35 @@ def _index_errors(
 
 
 def _tiles(out: Look, block: Block, t: int, error: np.ndarray, valid: np.ndarray) -> None:
+    """Errors of a date by squares, all bands together."""
     squares = np.where(valid, error, 0.0) ** 2
     n = np.maximum(_sums(valid.sum(0).astype(float), CROP), 1)
     rmse = np.sqrt(_sums(squares.sum(0), CROP) / n)
     share = _sums(valid.mean(0), CROP) / _sums(np.ones(error.shape[1:]), CROP)
     for i, j in np.ndindex(rmse.shape):
+        left = error.shape[1] - i * CROP, error.shape[2] - j * CROP
+        if any(at and n < CROP / 2 for at, n in zip((i, j), left, strict=True)):
+            continue  # a sliver
         y, x = block.at[1] + i * CROP, block.at[2] + j * CROP
         tile = Tile(block.at[0] + t, y, x, float(rmse[i, j]), float(share[i, j]))
         out.tiles.append(tile)
 
 
+def _cells(planes: np.ndarray, factor: int, combine: np.ufunc, nothing: float) -> np.ndarray:
+    """Factor x factor pixels combined, (..., y, x); at the far ends of what is left.
+
+    ``nothing`` : what changes no result
+    """
+    *rest, y, x = planes.shape
+    padded = np.full((*rest, -(-y // factor) * factor, -(-x // factor) * factor), nothing)
+    padded[..., :y, :x] = planes
+    # Slices, since reduceat takes several times as long over few pixels.
+    rows = reduce(combine, (padded[..., i::factor, :] for i in range(factor)))
+    return reduce(combine, (rows[..., i::factor] for i in range(factor)))
+
+
 def _sums(planes: np.ndarray, factor: int) -> np.ndarray:
-    """Sums of factor x factor pixels, (..., y, x); at the far ends of what is left."""
-    y, x = (np.arange(0, n, factor) for n in planes.shape[-2:])
-    return np.add.reduceat(np.add.reduceat(planes, y, axis=-2), x, axis=-1)
+    return _cells(planes, factor, np.add, 0.0)
 
 
 def means(planes: np.ndarray, factor: int) -> np.ndarray:
@@ -570,8 +586,7 @@ def extremes(planes: np.ndarray, factor: int) -> np.ndarray:
     """
     if factor == 1:
         return planes
-    y, x = (np.arange(0, n, factor) for n in planes.shape[-2:])
-    high, low = (f.reduceat(f.reduceat(planes, y, axis=-2), x, axis=-1) for f in (np.fmax, np.fmin))
+    low, high = (_cells(planes, factor, f, np.nan) for f in (np.fmin, np.fmax))
     return farther(low, high)
 
 

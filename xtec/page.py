@@ -29,7 +29,7 @@ from .versions import versions
 #: Bytes of a page, and how many of these all pictures of whole dates may take.
 LIMIT, _PICTURES = 15_000_000, 13_000_000
 #: Bytes of a pixel of a PNG, measured on images of Sentinel-2: in colour, grey, an error.
-_COLOUR, _GREY, _ERROR = 2.5, 0.85, 0.45
+_COLOUR, _GREY, _ERROR = 2.2, 0.7, 0.4
 #: Name, and the bands that are red, green and blue.
 _COMPOSITES = (("true colour", ("B04", "B03", "B02")), ("false colour", ("B08", "B04", "B03")))
 #: Share of pixels whose errors fit into a histogram, and bars of it.
