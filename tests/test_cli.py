@@ -356,6 +356,21 @@ def test_info_of_flex(run: Any, tmp_path: Path) -> None:
     assert (variable["quality"], variable["forecast"]) == ([16, 4], "mean")
 
 
+def test_report(run: Any, packed: Path, tmp_path: Path) -> None:
+    band_variables().to_zarr(tmp_path / "source.zarr")
+    page = tmp_path / "page.html"
+    args = ("report", tmp_path / "source.zarr", packed, "-o", page, "--dates", 1)
+    done = run(*args)
+    assert done.code == 0, done.err
+    assert done.out.startswith(f"{page} (")
+    assert page.read_text().count('alt="B02, 2020-06-01, original"') == 1
+    done = run(*args)
+    assert done.code == 2
+    assert "--overwrite" in done.err
+    assert run(*args, "--overwrite", "--budget", "1GB").code == 0
+    assert "budget is 'all'" in run(*args, "--overwrite", "--budget", "all").err
+
+
 def test_models_version_and_help(run: Any) -> None:
     listed = json.loads(run("models", "--json").out)
     assert {"elic", "fp", "tt", "flex"} <= {entry["model"] for entry in listed}

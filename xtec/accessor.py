@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import xarray as xr
@@ -105,6 +106,15 @@ class _Accessor:
             embed_weights=embed_weights,
             **options,
         )
+
+    def report(
+        self, back: Any, path: str | os.PathLike[str] = "report.html", **options: Any
+    ) -> Path:
+        """Show on an HTML page what is left of this cube in a store; see
+        :func:`xtec.page.report`."""
+        from .page import report
+
+        return report(self._obj, back, path, **options)
 
 
 @xr.register_dataset_accessor("tec")

@@ -373,7 +373,7 @@ def info(
     storage_options: _Storage = None,
 ) -> None:
     """Say what is in a store: model, weights, bands, sizes."""
-    from .report import describe
+    from .report import describe, info_rows
 
     found = describe(store, storage_options=_storage(storage_options, store))
     for variable in found["variables"]:
@@ -384,7 +384,7 @@ def info(
         return
     typer.echo(f"{found['store']} (Zarr format {found['zarr_format']})")
     for variable in found["variables"]:
-        _show(_info_rows(variable))
+        _show(info_rows(variable))
     if found["embedded_weights"] is not None:
         typer.echo(f"weights inside the store: {_embedded(found['embedded_weights'])}")
     if found["other_variables"]:
@@ -425,6 +425,23 @@ def verify(
                 _show(one.rows())
     if not all(one.sound for one in found):
         raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="What the store was made of.")],
+    store: Annotated[str, typer.Argument(metavar="STORE", help="Store that xtec has written.")],
+    out: Annotated[str, typer.Option("-o", "--out", help="The page, one file.")] = "report.html",
+    dates: Annotated[int, typer.Option(help="Dates to draw, spread evenly.")] = 4,
+    budget: Annotated[str, typer.Option(help="Pixels to decode, such as 500MB or 10GB.")] = "2GB",
+    overwrite: _Overwrite = False,
+) -> None:
+    """Show on an HTML page what was kept and what was lost."""
+    from .page import report as run
+    from .reading import open_input
+
+    found = run(open_input(source), store, out, dates=dates, budget=budget, overwrite=overwrite)
+    typer.echo(f"{found} ({found.stat().st_size / 1e6:.1f} MB)")
 
 
 @app.command()
@@ -496,51 +513,6 @@ def _show_log() -> None:
 def _show(rows: list[tuple[str, str]]) -> None:
     width = max(len(name) for name, _ in rows)
     typer.echo("\n".join(f"  {name:<{width}}  {value}" for name, value in rows))
-
-
-def _info_rows(variable: dict[str, Any]) -> list[tuple[str, str]]:
-    from .ratecontrol import target_text
-    from .writing import human, model_text
-
-    size = f"{human(variable['bytes_in'])} -> {human(variable['bytes_out'])}"
-    shape = ", ".join(
-        f"{dim}={n}" for dim, n in zip(variable["dims"], variable["shape"], strict=True)
-    )
-    rows = [
-        ("variable", variable["name"]),
-        (
-            "model",
-            model_text(
-                variable["model"],
-                variable["compression"],
-                variable.get("quality"),
-                variable.get("max_error"),
-            ),
-        ),
-        (
-            "weights",
-            "none"
-            if variable["model"] == "none"
-            else f"{variable['weights']} (sha256 {_short(variable['weights_sha256'])})",
-        ),
-        ("bands", f"{', '.join(variable['bands'])} ({variable['sensor']})"),
-        ("shape", f"{shape} {variable['dtype']}"),
-        ("chunks", " x ".join(map(str, variable["chunks"]))),
-        (
-            "shards",
-            "none" if variable["shards"] is None else " x ".join(map(str, variable["shards"])),
-        ),
-        (
-            "nodata, offset, scale",
-            f"{variable['nodata']}, {variable['offset']:g}, {variable['scale']:g}",
-        ),
-        ("stream format", str(variable["format"])),
-        ("size", f"{size} ({variable['ratio']:.1f} times smaller)"),
-        ("bits per pixel per band", f"{variable['bpppb']:.4f}"),
-    ]
-    if variable["target"] is not None:
-        rows.insert(2, ("target", target_text(variable["target"])))
-    return rows
 
 
 def _embedded(found: dict[str, Any]) -> str:

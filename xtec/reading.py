@@ -36,6 +36,7 @@ def open_input(
     *,
     chunked: bool = False,
     storage_options: dict[str, Any] | None = None,
+    layout: str = "compressed",
 ) -> xr.Dataset:
     """Open a cube lazily.
 
@@ -49,6 +50,9 @@ def open_input(
     storage_options : dict, optional
         For URLs.
 
+    layout : "compressed" or "stored"
+        Of a store of ours: see :class:`xtec.backend.XtecBackend`.
+
     Raises
     ------
     FileNotFoundError
@@ -58,21 +62,21 @@ def open_input(
     """
     text = os.fspath(path)
     if is_url(text):
-        return _open_zarr(for_reading(text, storage_options), chunked)
+        return _open_zarr(for_reading(text, storage_options), chunked, layout)
     place = Path(text)
     if not place.exists():
         raise FileNotFoundError(
             f"{text} does not exist: pass a Zarr store, a NetCDF file or a folder of GeoTIFFs"
         )
     if place.suffix.lower() == ".zip":
-        return _open_zip(place, chunked)
+        return _open_zip(place, chunked, layout)
     if place.suffix.lower() in NETCDF:
         return xr.open_dataset(place, chunks={} if chunked else None, decode_coords="all")
     if place.suffix.lower() in GEOTIFF:
         return _open_geotiffs([place])
     if place.is_dir():
         if place.suffix.lower() == ".zarr" or any((place / key).exists() for key in ROOT_KEYS):
-            return _open_zarr(text, chunked)
+            return _open_zarr(text, chunked, layout)
         files = sorted(file for file in place.iterdir() if file.suffix.lower() in GEOTIFF)
         if files:
             return _open_geotiffs(files)
@@ -141,7 +145,7 @@ def save(
             partial.unlink(missing_ok=True)
 
 
-def _open_zarr(store: Any, chunked: bool, group: str | None = None) -> xr.Dataset:
+def _open_zarr(store: Any, chunked: bool, layout: str, group: str | None = None) -> xr.Dataset:
     with warnings.catch_warnings():
         # Consolidated or not is no concern of whoever wants to read the cube.
         warnings.filterwarnings(
@@ -155,6 +159,7 @@ def _open_zarr(store: Any, chunked: bool, group: str | None = None) -> xr.Datase
                 decode_coords="all",
                 group=group,
                 consolidated=None if group is None else False,
+                layout=layout,
             )
         except (FileNotFoundError, ValueError) as error:
             if not says_unfinished(error):
@@ -162,7 +167,7 @@ def _open_zarr(store: Any, chunked: bool, group: str | None = None) -> xr.Datase
             raise ValueError(not_whole(store)) from error
 
 
-def _open_zip(path: Path, chunked: bool) -> xr.Dataset:
+def _open_zip(path: Path, chunked: bool, layout: str) -> xr.Dataset:
     from zarr.storage import ZipStore
 
     if not zipfile.is_zipfile(path):
@@ -172,7 +177,7 @@ def _open_zip(path: Path, chunked: bool) -> xr.Dataset:
     group = (
         tops.pop() if len(tops) == 1 and not tops & set(ROOT_KEYS) else None
     )  # a zipped folder, not its contents
-    return _open_zarr(ZipStore(path, mode="r"), chunked, group)
+    return _open_zarr(ZipStore(path, mode="r"), chunked, layout, group)
 
 
 def _open_geotiffs(files: list[Path]) -> xr.Dataset:

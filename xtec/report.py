@@ -15,10 +15,10 @@ from .attributes import ATTRIBUTE
 from .chunks import ChunkCoder
 from .embedded import summary
 from .quality import bpppb
-from .ratecontrol import target_of
+from .ratecontrol import target_of, target_text
 from .remote import for_reading, name_of
 from .rootlast import not_whole, says_unfinished
-from .writing import quiet
+from .writing import human, model_text, quiet
 
 
 def describe(
@@ -136,3 +136,47 @@ def _written_by(array: zarr.Array) -> str | None:
         return json.loads(array.attrs[ATTRIBUTE])["version"]  # type: ignore[arg-type]
     except (KeyError, TypeError, ValueError):
         return None
+
+
+def info_rows(variable: dict[str, Any]) -> list[tuple[str, str]]:
+    """What `describe` says of a variable, for people: name and value of each line."""
+    sha256 = variable["weights_sha256"]
+    size = f"{human(variable['bytes_in'])} -> {human(variable['bytes_out'])}"
+    shape = ", ".join(
+        f"{dim}={n}" for dim, n in zip(variable["dims"], variable["shape"], strict=True)
+    )
+    rows = [
+        ("variable", variable["name"]),
+        (
+            "model",
+            model_text(
+                variable["model"],
+                variable["compression"],
+                variable.get("quality"),
+                variable.get("max_error"),
+            ),
+        ),
+        (
+            "weights",
+            "none"
+            if variable["model"] == "none"
+            else f"{variable['weights']} (sha256 {sha256[:16] + '...' if sha256 else 'not known'})",
+        ),
+        ("bands", f"{', '.join(variable['bands'])} ({variable['sensor']})"),
+        ("shape", f"{shape} {variable['dtype']}"),
+        ("chunks", " x ".join(map(str, variable["chunks"]))),
+        (
+            "shards",
+            "none" if variable["shards"] is None else " x ".join(map(str, variable["shards"])),
+        ),
+        (
+            "nodata, offset, scale",
+            f"{variable['nodata']}, {variable['offset']:g}, {variable['scale']:g}",
+        ),
+        ("stream format", str(variable["format"])),
+        ("size", f"{size} ({variable['ratio']:.1f} times smaller)"),
+        ("bits per pixel per band", f"{variable['bpppb']:.4f}"),
+    ]
+    if variable["target"] is not None:
+        rows.insert(2, ("target", target_text(variable["target"])))
+    return rows
