@@ -49,7 +49,6 @@ def open_input(
         With Dask blocks as the file has them (GeoTIFFs always have some).
     storage_options : dict, optional
         For URLs.
-
     layout : "compressed" or "stored"
         Of a store of ours: see :class:`xtec.backend.XtecBackend`.
 
