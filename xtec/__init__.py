@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from .accessor import DataArrayAccessor, DatasetAccessor
+from .comparing import compare
 from .compression import compress
 from .embedded import embed_weights
 from .planning import Plan, plan
@@ -21,6 +22,7 @@ __all__ = [
     "Plan",
     "Summary",
     "__version__",
+    "compare",
     "compress",
     "embed_weights",
     "plan",

@@ -8,6 +8,7 @@ from typing import Any
 
 import xarray as xr
 
+from .comparing import compare
 from .compression import compress
 from .planning import Plan, plan
 from .writing import Summary, to_zarr
@@ -63,6 +64,11 @@ class _Accessor:
         """Measure some chunks: size, quality, hours and objects to expect; see
         :func:`xtec.plan`."""
         return plan(self._obj, **options)
+
+    def compare(self, back: Any, **options: Any) -> xr.Dataset:
+        """How far what was read back is from this, for each band and date; see
+        :func:`xtec.compare`."""
+        return compare(self._obj, back, **options)
 
     def to_zarr(
         self,
