@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -140,10 +141,8 @@ def compare(
     """
     _check_metrics(metrics)
     if isinstance(back, (str, os.PathLike)):
-        from .backend import XtecBackend
-
         stored = back if stored is None else stored
-        back = xr.open_dataset(back, engine=XtecBackend, chunks={})
+        back = _opened(back)
     pair = pair_of(source, back, bands=bands, offset=offset, scale=scale, nodata=nodata)
     for what in pair.left_out:
         if what.startswith("band"):
@@ -158,6 +157,16 @@ def compare(
     if pair.left_out:
         out.attrs["left_out"] = "; ".join(pair.left_out)
     return out
+
+
+def _opened(path: str | os.PathLike[str]) -> xr.Dataset:
+    from zarr.storage import ZipStore
+
+    from .backend import XtecBackend
+
+    zipped = os.fspath(path).endswith(".zip")
+    place: Any = ZipStore(Path(path), mode="r") if zipped else path
+    return xr.open_dataset(place, engine=XtecBackend, chunks={})
 
 
 def _check_metrics(metrics: Sequence[str] | None) -> None:

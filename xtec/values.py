@@ -7,6 +7,7 @@ number or as NaN: to compare or to draw them, they are brought to reflectance x 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -148,7 +149,10 @@ def _values(
     if codec is not None:
         unit, total, none = codec.config.scale, codec.config.offset, codec.config.nodata
     else:
-        stored = stored_form(_storable(data), offset=offset or 0, scale=scale, nodata=nodata)
+        with warnings.catch_warnings():
+            # Of who stores integers: here it does no harm.
+            warnings.filterwarnings("ignore", message=".* and has a _FillValue: xarray will read")
+            stored = stored_form(_storable(data), offset=offset or 0, scale=scale, nodata=nodata)
         unit, total, none = stored.scale, stored.offset, stored.nodata
     factor, add = (data.encoding.get(key, default) for key, default in _PACKING.items())
     if (factor, add) != (1.0, 0.0):  # xarray has unpacked the numbers
