@@ -170,7 +170,7 @@ def test_the_result_can_be_plotted(pair: tuple) -> None:
     (line, *_) = found.sam.plot()
     assert line.axes.get_ylabel() == "mean spectral angle [degrees]"
     mesh = found.psnr.plot()
-    assert mesh.colorbar.ax.get_ylabel().split() == "peak signal-to-noise ratio [dB]".split()
+    assert mesh.colorbar.ax.get_ylabel().split() == ["peak", "signal-to-noise", "ratio", "[dB]"]
     matplotlib.pyplot.close("all")
 
 

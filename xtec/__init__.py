@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from . import plot
 from .accessor import DataArrayAccessor, DatasetAccessor
 from .comparing import compare
 from .compression import compress
@@ -26,6 +27,7 @@ __all__ = [
     "compress",
     "embed_weights",
     "plan",
+    "plot",
     "show_versions",
     "to_zarr",
 ]
