@@ -12,6 +12,7 @@ from .comparing import compare
 from .compression import compress
 from .embedded import embed_weights
 from .planning import Plan, plan
+from .report import Info, info
 from .versions import show_versions
 from .writing import Summary, to_zarr
 
@@ -20,12 +21,14 @@ __version__ = "0.1.0"
 __all__ = [
     "DataArrayAccessor",
     "DatasetAccessor",
+    "Info",
     "Plan",
     "Summary",
     "__version__",
     "compare",
     "compress",
     "embed_weights",
+    "info",
     "plan",
     "plot",
     "show_versions",

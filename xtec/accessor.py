@@ -10,6 +10,7 @@ import xarray as xr
 
 from .comparing import compare
 from .compression import compress
+from .overview import Overview
 from .planning import Plan, plan
 from .writing import Summary, to_zarr
 
@@ -17,6 +18,12 @@ from .writing import Summary, to_zarr
 class _Accessor:
     def __init__(self, obj: Any) -> None:
         self._obj = obj
+
+    def __repr__(self) -> str:
+        return str(Overview(self._obj))
+
+    def _repr_html_(self) -> str:
+        return Overview(self._obj)._repr_html_()
 
     def compress(
         self,

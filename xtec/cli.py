@@ -345,7 +345,7 @@ def info(
     as_json: _Json = False,
 ) -> None:
     """Say what is in a store: model, weights, bands, sizes."""
-    from .report import describe
+    from .report import describe, variable_rows, weights_text
 
     found = describe(store)
     for variable in found["variables"]:
@@ -356,9 +356,9 @@ def info(
         return
     typer.echo(f"{found['store']} (Zarr format {found['zarr_format']})")
     for variable in found["variables"]:
-        _show(_info_rows(variable))
+        _show(variable_rows(variable))
     if found["embedded_weights"] is not None:
-        typer.echo(f"weights inside the store: {_embedded(found['embedded_weights'])}")
+        typer.echo(f"weights inside the store: {weights_text(found['embedded_weights'])}")
     if found["other_variables"]:
         typer.echo(f"not compressed by xtec: {', '.join(found['other_variables'])}")
 
@@ -400,12 +400,14 @@ def models(as_json: _Json = False) -> None:
     """List the models and where their weights are."""
     import tec
 
+    from .report import short
+
     found = tec.checkpoints()
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
     for entry in found:
-        typer.echo("  ".join(f"{key}={_short(value)}" for key, value in entry.items()))
+        typer.echo("  ".join(f"{key}={short(value)}" for key, value in entry.items()))
 
 
 @app.command()
@@ -458,65 +460,6 @@ def _show_log() -> None:
 def _show(rows: list[tuple[str, str]]) -> None:
     width = max(len(name) for name, _ in rows)
     typer.echo("\n".join(f"  {name:<{width}}  {value}" for name, value in rows))
-
-
-def _info_rows(variable: dict[str, Any]) -> list[tuple[str, str]]:
-    from .ratecontrol import target_text
-    from .writing import human, model_text
-
-    size = f"{human(variable['bytes_in'])} -> {human(variable['bytes_out'])}"
-    shape = ", ".join(
-        f"{dim}={n}" for dim, n in zip(variable["dims"], variable["shape"], strict=True)
-    )
-    rows = [
-        ("variable", variable["name"]),
-        (
-            "model",
-            model_text(
-                variable["model"],
-                variable["compression"],
-                variable.get("quality"),
-                variable.get("max_error"),
-            ),
-        ),
-        (
-            "weights",
-            "none"
-            if variable["model"] == "none"
-            else f"{variable['weights']} (sha256 {_short(variable['weights_sha256'])})",
-        ),
-        ("bands", f"{', '.join(variable['bands'])} ({variable['sensor']})"),
-        ("shape", f"{shape} {variable['dtype']}"),
-        ("chunks", " x ".join(map(str, variable["chunks"]))),
-        (
-            "shards",
-            "none" if variable["shards"] is None else " x ".join(map(str, variable["shards"])),
-        ),
-        (
-            "nodata, offset, scale",
-            f"{variable['nodata']}, {variable['offset']:g}, {variable['scale']:g}",
-        ),
-        ("stream format", str(variable["format"])),
-        ("size", f"{size} ({variable['ratio']:.1f} times smaller)"),
-        ("bits per pixel per band", f"{variable['bpppb']:.4f}"),
-    ]
-    if variable["target"] is not None:
-        rows.insert(2, ("target", target_text(variable["target"])))
-    return rows
-
-
-def _embedded(found: dict[str, Any]) -> str:
-    from .writing import human
-
-    if found["bytes"] is None:
-        return "damaged"
-    models = sorted({model for models in found["checkpoints"].values() for model in models})
-    return f"{', '.join(models)}, {human(found['bytes'])}"
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text[:16] + "..." if len(text) == 64 else text
 
 
 def _sizes(text: str | None, option: str) -> dict[str, int] | str | None:
