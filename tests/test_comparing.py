@@ -252,6 +252,21 @@ def test_a_lazy_file_without_dask_is_never_loaded_whole(pair: tuple, tmp_path: P
     np.testing.assert_allclose(compared(one, b[1]).rmse[:, 0], compared(a, b).rmse[:, 1])
 
 
+@pytest.mark.parametrize("processes", [False, True])
+def test_a_cluster_finds_the_same(pair: tuple, processes: bool) -> None:
+    distributed = pytest.importorskip("distributed", reason="the extra 'distributed' is optional")
+    expected = compared(*pair)
+    a, b = pair[0].chunk(time=1, y=8), pair[1].chunk(time=2, x=9)
+    with (
+        distributed.LocalCluster(
+            1, processes=processes, threads_per_worker=2, dashboard_address=":0"
+        ) as cluster,
+        distributed.Client(cluster),
+    ):
+        found = compared(a, b)
+    xr.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
 # layouts
 
 

@@ -218,13 +218,31 @@ def _sums(a: Values, b: Values, metrics: tuple[str, ...], progress: bool) -> np.
     parts = parts.rechunk({2: _GATHERED, 3: _GATHERED}, method="tasks")
     ones = [(1,) * n for n in parts.numblocks[2:4]]
     parts = da.map_blocks(_gather, parts, chunks=(times, bands, *ones, (_WIDTH,)), meta=empty)
-    delayed = parts.to_delayed()
-    found = compute(list(delayed.ravel()), "comparing", progress)
+    (found,) = compute([_listed(parts)], "comparing", progress)
     out = np.zeros((sum(times), sum(bands), _WIDTH))
     edges = [list(itertools.accumulate((0, *sizes))) for sizes in (times, bands)]
-    for at, one in zip(np.ndindex(delayed.shape), found, strict=True):
+    for at, one in zip(np.ndindex(parts.numblocks), found, strict=True):
         place = tuple(slice(e[i], e[i + 1]) for e, i in zip(edges, at[:2]))
         out[place] = _gather(np.stack([out[place], one[:, :, 0, 0]], 2), axis=(2,))
+    return out
+
+
+def _listed(parts: dask.array.Array) -> dask.array.Array:
+    """Blocks as the elements of an array, each by itself: they are fetched as they come."""
+    import dask.array as da
+    from dask.highlevelgraph import HighLevelGraph
+
+    name = f"compared-{parts.name}"
+    graph: dict[Any, Any] = {
+        (name, i): (_boxed, (parts.name, *at)) for i, at in enumerate(np.ndindex(parts.numblocks))
+    }
+    layers = HighLevelGraph.from_collections(name, graph, dependencies=[parts])
+    return da.Array(layers, name, ((1,) * len(graph),), meta=np.empty(0, object))
+
+
+def _boxed(block: np.ndarray) -> np.ndarray:
+    out = np.empty(1, object)
+    out[0] = block
     return out
 
 
