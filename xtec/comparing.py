@@ -227,7 +227,7 @@ def _sums(a: Values, b: Values, metrics: tuple[str, ...], progress: bool) -> np.
     return out
 
 
-def _listed(parts: dask.array.Array) -> dask.array.Array:
+def _listed(parts: Any) -> dask.array.Array:
     """Blocks as the elements of an array, each by itself: they are fetched as they come."""
     import dask.array as da
     from dask.highlevelgraph import HighLevelGraph
