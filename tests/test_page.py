@@ -20,7 +20,7 @@ from PIL import Image
 from scenes import scene
 
 import xtec
-from xtec import overview, page, pictures
+from xtec import page, pictures, viewing
 from xtec.quality import ndvi_error, psnr, spectral_angle
 
 VOID = {"meta", "link", "img", "input", "path", "br"}
@@ -392,8 +392,8 @@ def test_files_stay(tmp_path: Path, packed: Path) -> None:
 
 
 def test_a_sample_of_a_large_cube(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(overview, "_UNIT", 16)
-    monkeypatch.setattr(overview, "CROP", 16)
+    monkeypatch.setattr(viewing, "_UNIT", 16)
+    monkeypatch.setattr(viewing, "CROP", 16)
     values = scene(time=6, bands=3, y=130, x=160)
     values[:, :, :, :64] = 0
     read: list[tuple[int, ...]] = []
@@ -421,10 +421,10 @@ def test_a_sample_of_a_large_cube(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_small_pictures_of_a_large_cube(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(overview, "SIDE", 20)
+    monkeypatch.setattr(viewing, "SIDE", 20)
     data = cube(time=1, y=67, x=90)
     path = store(data, tmp_path / "c.zarr", chunks={"y": 32, "x": 32})
-    monkeypatch.setattr(overview, "_UNIT", 32)
+    monkeypatch.setattr(viewing, "_UNIT", 32)
     found = made(data, path, tmp_path)
     (image,) = found.images("B02, 2020-06-01, original")
     assert image.shape[:2] == (7 + 7 + 1, 7 + 7 + 6)
@@ -438,8 +438,8 @@ def test_small_pictures_of_a_large_cube(tmp_path: Path, monkeypatch: pytest.Monk
 def test_what_cells_show() -> None:
     nan = np.nan
     planes = np.array([[[1.0, -3, nan], [2, 2, nan], [nan, nan, nan]]])
-    np.testing.assert_array_equal(overview.extremes(planes, 2), [[[-3, nan], [nan, nan]]])
-    np.testing.assert_array_equal(overview.means(planes, 2), [[[0.5, nan], [nan, nan]]])
+    np.testing.assert_array_equal(viewing.extremes(planes, 2), [[[-3, nan], [nan, nan]]])
+    np.testing.assert_array_equal(viewing.means(planes, 2), [[[0.5, nan], [nan, nan]]])
 
 
 def test_pages_stay_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

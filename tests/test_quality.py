@@ -57,6 +57,13 @@ def test_ndvi_error_of_known_pixels() -> None:
     np.testing.assert_allclose(quality.ndvi(np.array([900, -1]), np.array([100, 5])), [-0.8, 1])
 
 
+def test_ndwi_error_of_known_pixels() -> None:
+    a = np.array([[1500, 0, 1000], [500, 0, 1000]]).reshape(2, 1, 3)
+    b = np.array([[2500, 9, -5], [1500, 9, -5]]).reshape(2, 1, 3)
+    np.testing.assert_allclose(quality.ndwi_error(a, b, green=0, nir=1), [[0.25, np.nan, 0]])
+    np.testing.assert_allclose(quality.ndwi(np.array([900, -1]), np.array([100, 5])), [0.8, -1])
+
+
 def test_overshoot_counts_both_ends_of_each_band() -> None:
     a = np.array([[[1, 5]], [[10, 20]], [[3, 4]]])
     b = np.array([[[2, 5]], [[7, 22]], [[3, 9]]])

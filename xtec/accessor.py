@@ -9,8 +9,10 @@ from typing import Any
 
 import xarray as xr
 
+from .comparing import compare
 from .compression import compress
 from .inpainting import inpaint, inpainted
+from .overview import Overview
 from .planning import Plan, plan
 from .writing import Summary, to_zarr
 
@@ -18,6 +20,12 @@ from .writing import Summary, to_zarr
 class _Accessor:
     def __init__(self, obj: Any) -> None:
         self._obj = obj
+
+    def __repr__(self) -> str:
+        return str(Overview(self._obj))
+
+    def _repr_html_(self) -> str:
+        return Overview(self._obj)._repr_html_()
 
     def compress(
         self,
@@ -75,6 +83,11 @@ class _Accessor:
         """Measure some chunks: size, quality, hours and objects to expect; see
         :func:`xtec.plan`."""
         return plan(self._obj, **options)
+
+    def compare(self, back: Any, **options: Any) -> xr.Dataset:
+        """How far what was read back is from this, for each band and date; see
+        :func:`xtec.compare`."""
+        return compare(self._obj, back, **options)
 
     def to_zarr(
         self,

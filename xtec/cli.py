@@ -373,7 +373,7 @@ def info(
     storage_options: _Storage = None,
 ) -> None:
     """Say what is in a store: model, weights, bands, sizes."""
-    from .report import describe, info_rows
+    from .report import describe, variable_rows, weights_text
 
     found = describe(store, storage_options=_storage(storage_options, store))
     for variable in found["variables"]:
@@ -384,9 +384,9 @@ def info(
         return
     typer.echo(f"{found['store']} (Zarr format {found['zarr_format']})")
     for variable in found["variables"]:
-        _show(info_rows(variable))
+        _show(variable_rows(variable))
     if found["embedded_weights"] is not None:
-        typer.echo(f"weights inside the store: {_embedded(found['embedded_weights'])}")
+        typer.echo(f"weights inside the store: {weights_text(found['embedded_weights'])}")
     if found["other_variables"]:
         typer.echo(f"not compressed by xtec: {', '.join(found['other_variables'])}")
 
@@ -449,12 +449,14 @@ def models(as_json: _Json = False) -> None:
     """List the models and where their weights are."""
     import tec
 
+    from .report import short
+
     found = tec.checkpoints()
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
     for entry in found:
-        typer.echo("  ".join(f"{key}={_short(value)}" for key, value in entry.items()))
+        typer.echo("  ".join(f"{key}={short(value)}" for key, value in entry.items()))
 
 
 @app.command()
@@ -513,20 +515,6 @@ def _show_log() -> None:
 def _show(rows: list[tuple[str, str]]) -> None:
     width = max(len(name) for name, _ in rows)
     typer.echo("\n".join(f"  {name:<{width}}  {value}" for name, value in rows))
-
-
-def _embedded(found: dict[str, Any]) -> str:
-    from .writing import human
-
-    if found["bytes"] is None:
-        return "damaged"
-    models = sorted({model for models in found["checkpoints"].values() for model in models})
-    return f"{', '.join(models)}, {human(found['bytes'])}"
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text[:16] + "..." if len(text) == 64 else text
 
 
 def _storage(text: str | None, place: str) -> dict[str, Any] | None:

@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from . import markup, overview, pictures
+from . import markup, pictures, viewing
 from .attributes import ATTRIBUTE, plain
 from .compression import codec_of
-from .overview import Pair, Seen, figures, together
 from .versions import versions
+from .viewing import Pair, Seen, figures, together
 
 #: Bytes of a page, and how many of these all pictures of whole dates may take.
 LIMIT, _PICTURES = 15_000_000, 13_000_000
@@ -95,9 +95,9 @@ def report(
         raise ValueError(f"dates is {dates!r}: draw 1 or more")
     nbytes = _nbytes(budget)
     decoded, stored = _opened(back)
-    pair = overview.pair(source, decoded, codec_of(decoded.encoding))  # type: ignore[arg-type]
+    pair = viewing.pair(source, decoded, codec_of(decoded.encoding))  # type: ignore[arg-type]
     with bar("comparing", progress) as advance:
-        seen = overview.see(pair, dates=int(dates), budget=nbytes, advance=advance)
+        seen = viewing.see(pair, dates=int(dates), budget=nbytes, advance=advance)
     text = _Page(pair, seen, stored).text()
     partial = place.with_name(place.name + ".partial")
     try:
@@ -175,7 +175,7 @@ def _drawn(planes: np.ndarray, limit: float) -> _Drawn:
     low, high = pictures.stretch(planes[0])
     was, now = (pictures.shown(one, low, high) for one in planes[:2])
     brightest, darkest = np.fmax.reduce(planes[2]), np.fmin.reduce(planes[2])
-    error = overview.farther(darkest, brightest)
+    error = viewing.farther(darkest, brightest)
     return _Drawn(
         pictures.png(was),
         pictures.png(now),
@@ -197,8 +197,8 @@ def _limit(errors: np.ndarray, percent: float) -> float:
 
 def _coarser(planes: np.ndarray, factor: int) -> np.ndarray:
     """(3, n, y, x) as `Look.drawn` has it, with fewer pixels."""
-    parts = [overview.means(one, factor) for one in planes[:2]]
-    return np.stack([*parts, overview.extremes(planes[2], factor)])
+    parts = [viewing.means(one, factor) for one in planes[:2]]
+    return np.stack([*parts, viewing.extremes(planes[2], factor)])
 
 
 class _Page:
@@ -403,10 +403,10 @@ class _Page:
         chosen = self._chosen()
         if not chosen:
             return ""
-        parts = overview.crops(self.pair, [at for _, at, _ in chosen])
+        parts = viewing.crops(self.pair, [at for _, at, _ in chosen])
         out = [
             '<section aria-labelledby="crops"><h2 id="crops">Pixel by pixel</h2>',
-            f"<p>Places of up to {overview.CROP} × {overview.CROP} pixels in which each pixel of "
+            f"<p>Places of up to {viewing.CROP} × {viewing.CROP} pixels in which each pixel of "
             "the cube is one of the picture.</p>",
         ]
         for (title, (t, y, x), view), (was, now) in zip(chosen, parts, strict=True):
@@ -444,7 +444,7 @@ class _Page:
             middle = good[len(good) // 2]
             any_one = good[np.random.default_rng(0).integers(len(good))]
             for title, tile in (("Typical error", middle), ("A place drawn by lot", any_one)):
-                at = tile.time, tile.y + overview.CROP // 2, tile.x + overview.CROP // 2
+                at = tile.time, tile.y + viewing.CROP // 2, tile.x + viewing.CROP // 2
                 text = (
                     f"{title}: {markup.number(tile.rmse)} DN (root of the mean square, all bands)"
                 )
@@ -536,7 +536,7 @@ class _Page:
 
     def _counts(self, band: int, *, hidden: bool) -> str:
         name, errors = self.bands[band], self.seen.errors[band]
-        total, middle = errors.sum(), overview.REACH
+        total, middle = errors.sum(), viewing.REACH
         inside = np.concatenate([[errors[middle]], errors[middle + 1 :] + errors[:middle][::-1]])
         reach = max(int(np.searchsorted(inside.cumsum(), _INSIDE * total)), 2)
         width = -(-(2 * reach + 1) // _BARS) // 2 * 2 + 1  # odd: 0 is in the middle of a bar
@@ -548,8 +548,8 @@ class _Page:
         cumulated = values.sum(0).cumsum()
         first, last = np.searchsorted(cumulated, [0.001 * cumulated[-1], 0.999 * cumulated[-1]])
         (was, n), (now, _) = (pictures.fewer(v, first, last, _BARS) for v in values)
-        start = overview.FIRST + int(first) * overview.WIDTH
-        end = start + n * len(was) * overview.WIDTH
+        start = viewing.FIRST + int(first) * viewing.WIDTH
+        end = start + n * len(was) * viewing.WIDTH
         dn = f"{start} to {end} DN"
         return (
             f'<div class="counts two" data-band="{band}"{" hidden" if hidden else ""}>'
@@ -568,20 +568,20 @@ class _Page:
             f'<path class="line" d="{pictures.line(now, float(was.max()))}"/></svg>'
             f'<div class="ends"><span>{start}</span><span>{end} DN</span></div>'
             f'<figcaption>Values of {name}:<span class="key">original</span>'
-            f'<span class="key now">decoded</span>. Bars of {n * overview.WIDTH} DN.'
+            f'<span class="key now">decoded</span>. Bars of {n * viewing.WIDTH} DN.'
             "</figcaption></figure></div>"
         )
 
     # the small print
 
     def _storage(self) -> str:
-        from .report import info_rows
+        from .report import variable_rows
 
         rows: list[tuple[str, str]] = []
         if self.stored is not None:
             rows = [
                 ("store", f"{self.stored['store']} (Zarr format {self.stored['zarr_format']})"),
-                *info_rows(self.stored),
+                *variable_rows(self.stored),
                 ("sha256 of the weights", str(self.stored["weights_sha256"] or "none")),
                 ("written by xtec", str(self.stored["written_by"] or "not known")),
             ]
@@ -653,7 +653,7 @@ class _Page:
 _COLUMNS = ("valid", "PSNR, dB", "RMSE", "bias", "mean error", "largest error")
 
 
-def _cells(found: overview.Figures, at: Any) -> list[str]:
+def _cells(found: viewing.Figures, at: Any) -> list[str]:
     return [
         markup.percent(float(found.valid[at])),
         markup.decibels(float(found.psnr[at]), unit=False),

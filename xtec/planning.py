@@ -6,7 +6,6 @@ known: no speed is made up for a machine that is not there.
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -23,6 +22,7 @@ from .grid import by_dim
 from .measuring import Measured, has_gpu, measure, on_device
 from .quality import PEAK
 from .ratecontrol import Goal, Probes, target_of, target_text
+from .tables import Table
 from .writing import human, model_text, variable_of
 
 #: Chunks that are tried where the user says nothing: as few as tell how far they differ.
@@ -49,8 +49,8 @@ class Rate:
         return self.how if self.mb_per_s is None else f"{self.mb_per_s:.3g} MB/s ({self.how})"
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, repr=False)
+class Plan(Table):
     """What to expect. Prints well in a terminal and in a notebook.
 
     Attributes
@@ -197,19 +197,6 @@ class Plan:
         if self.memory is None:
             return f"not measured on this system; {blocks}"
         return f"{human(self.memory)}: this process at its peak, without the sample; {blocks}"
-
-    def __str__(self) -> str:
-        width = max(len(name) for name, _ in self.rows())
-        return "\n".join(f"{name:<{width}}  {value}" for name, value in self.rows())
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        cells = (
-            f"<tr><th style='text-align:left'>{html.escape(a)}</th><td>{html.escape(b)}</td></tr>"
-            for a, b in self.rows()
-        )
-        return f"<table>{''.join(cells)}</table>"
 
 
 def plan(

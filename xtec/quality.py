@@ -133,6 +133,26 @@ def ndvi(red: np.ndarray, nir: np.ndarray) -> np.ndarray:
         return (n - r) / (n + r)
 
 
+def ndwi(green: np.ndarray, nir: np.ndarray) -> np.ndarray:
+    """Normalised difference water index (McFeeters 1996), from -1 to 1.
+
+    Parameters
+    ----------
+    green, nir : B03 and B08 in DN, of one shape; less than nothing counts as nothing
+
+    Returns
+    -------
+    float64 of that shape; NaN where both bands are 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> ndwi(np.array([1000, 1500]), np.array([1000, 500]))
+    array([0. , 0.5])
+    """
+    return ndvi(nir, green)
+
+
 def ndvi_error(original: np.ndarray, decoded: np.ndarray, *, red: int, nir: int) -> np.ndarray:
     """How far off the NDVI of each pixel is, as an absolute value.
 
@@ -156,6 +176,11 @@ def ndvi_error(original: np.ndarray, decoded: np.ndarray, *, red: int, nir: int)
     a, b = _pair("NDVI", original, decoded, 3)
     was, now = (ndvi(x[..., red, :, :], x[..., nir, :, :]) for x in (a, b))
     return np.abs(was - np.nan_to_num(now))
+
+
+def ndwi_error(original: np.ndarray, decoded: np.ndarray, *, green: int, nir: int) -> np.ndarray:
+    """How far off the NDWI of each pixel is; as `ndvi_error`, with B03 and B08."""
+    return ndvi_error(original, decoded, red=nir, nir=green)
 
 
 def overshoot(original: np.ndarray, decoded: np.ndarray) -> np.ndarray:

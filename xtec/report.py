@@ -18,6 +18,7 @@ from .quality import bpppb
 from .ratecontrol import target_of, target_text
 from .remote import for_reading, name_of
 from .rootlast import not_whole, says_unfinished
+from .tables import Table
 from .writing import human, model_text, quiet
 
 
@@ -43,6 +44,45 @@ def describe(
         "other_variables": sorted(set(arrays) - set(compressed)),
         "embedded_weights": summary(group),
     }
+
+
+class Info(Table):
+    """What `describe` has found, for a terminal or a notebook.
+
+    Attributes
+    ----------
+    found : as `describe` returns it
+    """
+
+    def __init__(self, found: dict[str, Any]) -> None:
+        self.found = found
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        return self.found
+
+    def rows(self) -> list[tuple[str, str]]:
+        found = self.found
+        rows = [("store", f"{found['store']} (Zarr format {found['zarr_format']})")]
+        for variable in found["variables"]:
+            rows += variable_rows(variable)
+            rows += [("warning", remark) for remark in variable["warnings"]]
+        if found["embedded_weights"] is not None:
+            rows.append(("weights inside the store", weights_text(found["embedded_weights"])))
+        if found["other_variables"]:
+            rows.append(("not compressed by xtec", ", ".join(found["other_variables"])))
+        return rows
+
+
+def info(store: str | os.PathLike[str]) -> Info:
+    """What is in a store: model, weights, bands, sizes. Decodes nothing.
+
+    Raises
+    ------
+    ValueError
+        As `describe`.
+    """
+    return Info(describe(store))
 
 
 def compressed_arrays(
@@ -138,9 +178,9 @@ def _written_by(array: zarr.Array) -> str | None:
         return None
 
 
-def info_rows(variable: dict[str, Any]) -> list[tuple[str, str]]:
-    """What `describe` says of a variable, for people: name and value of each line."""
-    sha256 = variable["weights_sha256"]
+def variable_rows(variable: dict[str, Any]) -> list[tuple[str, str]]:
+    """What `describe` says of a variable, for people."""
+    sha256 = variable["weights_sha256"] or "not known"
     size = f"{human(variable['bytes_in'])} -> {human(variable['bytes_out'])}"
     shape = ", ".join(
         f"{dim}={n}" for dim, n in zip(variable["dims"], variable["shape"], strict=True)
@@ -160,7 +200,7 @@ def info_rows(variable: dict[str, Any]) -> list[tuple[str, str]]:
             "weights",
             "none"
             if variable["model"] == "none"
-            else f"{variable['weights']} (sha256 {sha256[:16] + '...' if sha256 else 'not known'})",
+            else f"{variable['weights']} (sha256 {short(sha256)})",
         ),
         ("bands", f"{', '.join(variable['bands'])} ({variable['sensor']})"),
         ("shape", f"{shape} {variable['dtype']}"),
@@ -180,3 +220,17 @@ def info_rows(variable: dict[str, Any]) -> list[tuple[str, str]]:
     if variable["target"] is not None:
         rows.insert(2, ("target", target_text(variable["target"])))
     return rows
+
+
+def weights_text(found: dict[str, Any]) -> str:
+    """What `describe` says of weights inside the store, for people."""
+    if found["bytes"] is None:
+        return "damaged"
+    models = sorted({model for models in found["checkpoints"].values() for model in models})
+    return f"{', '.join(models)}, {human(found['bytes'])}"
+
+
+def short(value: Any) -> str:
+    """A checksum by its beginning; anything else as it is."""
+    text = str(value)
+    return text[:16] + "..." if len(text) == 64 else text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 import os
 import shutil
@@ -20,6 +19,7 @@ from .embedded import embed
 from .messages import quiet
 from .quality import bpppb
 from .ratecontrol import target_of, target_text
+from .tables import Table
 from .zarr2 import XtecCodec2
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from .verifying import Verified
 
 
-@dataclass(frozen=True)
-class Summary:
+@dataclass(frozen=True, repr=False)
+class Summary(Table):
     """What was written. Prints well in a terminal and in a notebook.
 
     Attributes
@@ -98,19 +98,6 @@ class Summary:
             *([] if self.verified is None else [("verified", self.verified.text())]),
             ("time", f"{self.seconds:.1f} s ({self.mb_per_s:.1f} MB/s)"),
         ]
-
-    def __str__(self) -> str:
-        width = max(len(name) for name, _ in self.rows())
-        return "\n".join(f"{name:<{width}}  {value}" for name, value in self.rows())
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        cells = (
-            f"<tr><th style='text-align:left'>{html.escape(a)}</th><td>{html.escape(b)}</td></tr>"
-            for a, b in self.rows()
-        )
-        return f"<table>{''.join(cells)}</table>"
 
 
 class Written(NamedTuple):
