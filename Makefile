@@ -1,5 +1,5 @@
 # `make demo` (CUBE=path for a cube of your own), `make test`, and `make fuzz` (CASES=number, SEED=number), which
-# takes a quarter of an hour.
+# takes a quarter of an hour; `make docs` writes the documentation's pages to site/.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -20,6 +20,11 @@ fuzz: .venv/tested
 	$(BIN)/python -m fuzz --cases $(CASES) --seed $(SEED)
 	$(BIN)/python -m fuzz.coverage
 
+# --strict: a page that is missing, a link that leads nowhere and a name that does not exist are errors.
+docs: .venv/installed
+	$(BIN)/pip install -q -c constraints.txt -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
@@ -34,6 +39,6 @@ fuzz: .venv/tested
 	touch $@
 
 clean:
-	rm -rf .venv
+	rm -rf .venv site
 
-.PHONY: demo test fuzz clean
+.PHONY: demo test fuzz docs clean
