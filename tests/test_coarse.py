@@ -244,13 +244,13 @@ def test_repeated_pixels_come_back_repeated(tiny_elic, case):
 def test_the_network_sees_repeated_pixels_interpolated(tiny_elic, monkeypatch):
     chunk = repeat_bands(scene(1, 12, 48, 64, seed=4), ALL, y=1, x=0)
     seen = []
-    to_network = codec._to_network
+    to_network = codec.to_network
 
     def noted(network, planes):
         seen.append(planes.numpy().copy())
         return to_network(network, planes)
 
-    monkeypatch.setattr(codec, "_to_network", noted)
+    monkeypatch.setattr(codec, "to_network", noted)
     codec.encode(chunk, tec.CodecConfig(weights=str(tiny_elic), bands=ALL))
     ((planes,),) = seen
     for b, gsd in enumerate(SENSORS["S2L2A"].gsd):

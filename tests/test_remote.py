@@ -191,8 +191,9 @@ def test_through_a_failing_network(
     }
     assert any(key.startswith(GROUP) for key in there)
 
-    opened = xr.open_dataset(url, engine=XtecBackend, storage_options=storage, chunks={})
-    expected = xr.open_dataset(whole(job), engine=XtecBackend).load()
+    as_stored = {"engine": XtecBackend, "layout": "stored"}
+    opened = xr.open_dataset(url, storage_options=storage, chunks={}, **as_stored)
+    expected = xr.open_dataset(whole(job), **as_stored).load()
     opened.reflectance.attrs = expected.reflectance.attrs
     xr.testing.assert_identical(opened.load(), expected)
     (checked,) = verify(url, band_variables(), storage_options=storage)
@@ -378,7 +379,8 @@ def test_a_chunk_in_a_shard_is_a_range(
 ) -> None:
     url, storage = f"s3://{bucket}/cube.zarr", options(client, network)
     write(url, storage_options=storage, **JOBS["shards"])
-    opened = xr.open_dataset(url, engine=XtecBackend, storage_options=storage).reflectance
+    as_stored = {"engine": XtecBackend, "layout": "stored"}
+    opened = xr.open_dataset(url, storage_options=storage, **as_stored).reflectance
     network.seen.clear()
     opened.isel(time=1, x=slice(0, 16), y=slice(0, 16)).load()
     asked = [request for request in network.seen if "reflectance/c/" in request.path]
@@ -405,7 +407,8 @@ def test_requests_do_not_grow_beyond_the_chunks(
     assert chunks("PUT") == 2
     assert chunks("GET") == chunks("HEAD") == 0
     network.seen.clear()
-    xr.open_dataset(url, engine=XtecBackend, storage_options=storage).reflectance.load()
+    as_stored = {"engine": XtecBackend, "layout": "stored"}
+    xr.open_dataset(url, storage_options=storage, **as_stored).reflectance.load()
     assert chunks("GET") == 2
     assert chunks("HEAD") == 0
     network.seen.clear()

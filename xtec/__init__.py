@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from . import plot
 from .accessor import DataArrayAccessor, DatasetAccessor
 from .comparing import compare
@@ -13,9 +15,11 @@ from .compression import compress
 from .embedded import embed_weights
 from .inpainting import inpaint, inpainted
 from .planning import Plan, plan
-from .report import Info, info
 from .versions import show_versions
 from .writing import Summary, to_zarr
+
+if TYPE_CHECKING:
+    from .report import Info, info
 
 __version__ = "0.1.0"
 
@@ -37,3 +41,12 @@ __all__ = [
     "show_versions",
     "to_zarr",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # xarray imports this package with every engine, and what looks into stores brings zarr.
+    if name in ("Info", "info"):
+        from . import report
+
+        return getattr(report, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

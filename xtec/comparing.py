@@ -18,7 +18,6 @@ import numpy as np
 import xarray as xr
 
 from . import quality
-from .blocks import compute
 from .grid import HEAVY, TOGETHER, _covering, _split, reading_blocks, source_blocks
 from .messages import warn
 from .values import Numbers, Pair, Values, pair_of
@@ -218,6 +217,8 @@ def _sums(a: Values, b: Values, metrics: tuple[str, ...], progress: bool) -> np.
     parts = parts.rechunk({2: _GATHERED, 3: _GATHERED}, method="tasks")
     ones = [(1,) * n for n in parts.numblocks[2:4]]
     parts = da.map_blocks(_gather, parts, chunks=(times, bands, *ones, (_WIDTH,)), meta=empty)
+    from .blocks import compute  # which brings zarr
+
     (found,) = compute([_listed(parts)], "comparing", progress)
     out = np.zeros((sum(times), sum(bands), _WIDTH))
     edges = [list(itertools.accumulate((0, *sizes))) for sizes in (times, bands)]

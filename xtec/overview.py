@@ -15,8 +15,7 @@ from .dims import role_of
 from .grid import by_dim, chunk_shape
 from .layout import Cube, find_cube
 from .ratecontrol import target_of, target_text
-from .report import short
-from .tables import Table
+from .tables import Table, short
 from .values import Numbers, values_of
 from .writing import human, model_text
 

@@ -18,7 +18,7 @@ from .quality import bpppb
 from .ratecontrol import target_of, target_text
 from .remote import for_reading, name_of
 from .rootlast import not_whole, says_unfinished
-from .tables import Table
+from .tables import Table, short
 from .writing import human, model_text, quiet
 
 
@@ -228,9 +228,3 @@ def weights_text(found: dict[str, Any]) -> str:
         return "damaged"
     models = sorted({model for models in found["checkpoints"].values() for model in models})
     return f"{', '.join(models)}, {human(found['bytes'])}"
-
-
-def short(value: Any) -> str:
-    """A checksum by its beginning; anything else as it is."""
-    text = str(value)
-    return text[:16] + "..." if len(text) == 64 else text

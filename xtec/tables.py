@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
+from typing import Any
 
 #: Name and value of each line.
 Rows = Sequence[tuple[str, str]]
@@ -45,3 +46,9 @@ class Table:
 
     def _repr_html_(self) -> str:
         return as_html(self.rows())
+
+
+def short(value: Any) -> str:
+    """A checksum by its beginning; anything else as it is."""
+    text = str(value)
+    return text[:16] + "..." if len(text) == 64 else text

@@ -9,11 +9,11 @@ when they are done.
 from __future__ import annotations
 
 import ctypes
-import os
 from functools import cache
+from pathlib import Path
 from typing import Any
 
-_SET_BY_DASK = "MALLOC_TRIM_THRESHOLD_"
+_SET_BY_DASK = b"MALLOC_TRIM_THRESHOLD_="
 #: glibc's parameters, and bytes: blocks up to the largest are taken from what is kept.
 _TRIM, _MMAP = -1, -3
 _KEPT, _LARGEST = 2**30, 2**30
@@ -21,8 +21,18 @@ _KEPT, _LARGEST = 2**30, 2**30
 
 def keep() -> None:
     """Before a pass: where malloc was told to keep nothing, have it keep what passes use."""
-    if _SET_BY_DASK in os.environ:
+    if _is_set():
         _set()
+
+
+@cache
+def _is_set() -> bool:
+    """When this process began, which is when malloc looks: a cluster that is made in a notebook
+    leaves the variable in the notebook's environment, too."""
+    try:
+        return _SET_BY_DASK in Path("/proc/self/environ").read_bytes()
+    except OSError:
+        return False
 
 
 @cache
@@ -35,7 +45,7 @@ def _set() -> None:
 
 def give_back() -> None:
     """After a task: what is free goes back to the system."""
-    if _SET_BY_DASK in os.environ and (libc := _libc()) is not None:
+    if _is_set() and (libc := _libc()) is not None:
         libc.malloc_trim(0)
 
 
