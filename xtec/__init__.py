@@ -9,6 +9,8 @@ from __future__ import annotations
 from .accessor import DataArrayAccessor, DatasetAccessor
 from .compression import compress
 from .embedded import embed_weights
+from .groups import from_groups, to_groups
+from .latentcubes import latents
 from .planning import Plan, plan
 from .versions import show_versions
 from .writing import Summary, to_zarr
@@ -23,7 +25,10 @@ __all__ = [
     "__version__",
     "compress",
     "embed_weights",
+    "from_groups",
+    "latents",
     "plan",
     "show_versions",
+    "to_groups",
     "to_zarr",
 ]

@@ -9,6 +9,7 @@ from typing import Any
 import xarray as xr
 
 from .compression import compress
+from .latentcubes import latents
 from .planning import Plan, plan
 from .writing import Summary, to_zarr
 
@@ -58,6 +59,11 @@ class _Accessor:
             shards=shards,
             zarr_format=zarr_format,
         )
+
+    def latents(self, **options: Any) -> xr.DataArray:
+        """The quantised latents of the cube as `compress` would code it with these options, (time,
+        latent, y, x), lazily; see :func:`xtec.latents`, which also reads those of a store."""
+        return latents(self._obj, **options)
 
     def plan(self, **options: Any) -> Plan:
         """Measure some chunks: size, quality, hours and objects to expect; see

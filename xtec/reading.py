@@ -124,7 +124,7 @@ def save(
         with bar("writing", progress):
             if place.suffix.lower() in NETCDF:
                 image = {
-                    name: {"zlib": True, "complevel": 4}
+                    name: {**v.encoding, "zlib": True, "complevel": 4}  # packing stays
                     for name, v in ds.data_vars.items()
                     if v.ndim > 1
                 }
