@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -185,8 +186,8 @@ def _encode_block(block: np.ndarray, coder: ChunkCoder, channels: int) -> np.nda
         # as zarr fills up chunks at the end of an array
         whole = np.full(chunk, fill_value(coder.config.nodata, part.dtype.name), part.dtype)
         whole[tuple(map(slice, part.shape))] = part
-        work = codec.encode_many
-        (stream,) = run_pass(work, [whole], coder.config, device=settings.device).result()
+        work = partial(codec.encode_many, device=settings.device)
+        (stream,) = run_pass(work, [whole], coder.config).result()
         _put(out[cells], coder, stream, f"the chunk at {[s.start for s in pixels]} of its block")
     return out
 
