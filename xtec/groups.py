@@ -151,6 +151,7 @@ def to_groups(ds: xr.Dataset) -> dict[str, xr.Dataset]:
 
 def _found(groups: xr.DataTree | Mapping[str, xr.Dataset]) -> list[_Group]:
     """Those that hold images, the finest first."""
+    datasets: dict[str, Any]
     if isinstance(groups, xr.DataTree):
         top = groups.path.rstrip("/")
         datasets = {

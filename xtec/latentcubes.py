@@ -76,7 +76,7 @@ def _of_pixels(obj: xr.Dataset | xr.DataArray, options: Mapping[str, Any]) -> xr
 
     from .compression import codec_of, compress
 
-    packed = compress(obj, **options)
+    packed = compress(obj, **options)  # type: ignore[type-var]
     variables = [packed] if isinstance(packed, xr.DataArray) else list(packed.data_vars.values())
     data, coder = next((v, c) for v in variables if (c := codec_of(v.encoding)) is not None)
     _check(coder, data.name)

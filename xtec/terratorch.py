@@ -80,7 +80,8 @@ class Codec(torch.nn.Module):
                 f"(n, {count}, time, y, x), the bands being {', '.join(self.sensor.bands)}"
             )
         mean, std = (
-            np.float32(values)[:, None, None] for values in (self.sensor.mean, self.sensor.std)
+            np.asarray(values, "float32")[:, None, None]
+            for values in (self.sensor.mean, self.sensor.std)
         )
         arrays = images.detach().float().cpu().numpy()
         cubes = [a[None] if a.ndim == 3 else a.swapaxes(0, 1) for a in arrays]
@@ -111,12 +112,13 @@ def register(registry: Any = None) -> list[str]:
     """
     if registry is None:
         try:
-            from terratorch.registry import TERRATORCH_FULL_MODEL_REGISTRY as registry
+            from terratorch.registry import TERRATORCH_FULL_MODEL_REGISTRY
         except ImportError as error:
             raise ImportError(
                 "xtec.terratorch needs TerraTorch: pip install terratorch, or pass a registry to "
                 "register"
             ) from error
+        registry = TERRATORCH_FULL_MODEL_REGISTRY
     names = []
     for sensor in SENSORS:
         for model in MODELS:
