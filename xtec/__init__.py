@@ -13,7 +13,9 @@ from .accessor import DataArrayAccessor, DatasetAccessor
 from .comparing import compare
 from .compression import compress
 from .embedded import embed_weights
+from .groups import from_groups, to_groups
 from .inpainting import inpaint, inpainted
+from .latentcubes import latents
 from .planning import Plan, plan
 from .versions import show_versions
 from .writing import Summary, to_zarr
@@ -33,12 +35,15 @@ __all__ = [
     "compare",
     "compress",
     "embed_weights",
+    "from_groups",
     "info",
     "inpaint",
     "inpainted",
+    "latents",
     "plan",
     "plot",
     "show_versions",
+    "to_groups",
     "to_zarr",
 ]
 

@@ -12,6 +12,7 @@ import xarray as xr
 from .comparing import compare
 from .compression import compress
 from .inpainting import inpaint, inpainted
+from .latentcubes import latents
 from .overview import Overview
 from .planning import Plan, plan
 from .writing import Summary, to_zarr
@@ -78,6 +79,11 @@ class _Accessor:
     def inpainted(self, mask: Any = "SCL", **options: Any) -> xr.DataArray:
         """Which pixels :meth:`inpaint` replaces; see :func:`xtec.inpainted`."""
         return inpainted(self._obj, mask, **options)
+
+    def latents(self, **options: Any) -> xr.DataArray:
+        """The quantised latents of the cube as `compress` would code it with these options, (time,
+        latent, y, x), lazily; see :func:`xtec.latents`, which also reads those of a store."""
+        return latents(self._obj, **options)
 
     def plan(self, **options: Any) -> Plan:
         """Measure some chunks: size, quality, hours and objects to expect; see

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from .messages import warn
 
@@ -44,6 +45,55 @@ def storable(attrs: Mapping[Any, Any], owner: str) -> dict[Any, Any]:
     if lost:
         warn(f"{owner}: attributes that Zarr cannot hold are left out: {', '.join(lost)}")
     return kept
+
+
+def check_objects(obj: xr.Dataset | xr.DataArray) -> None:
+    """Refuse variables of Python objects that Zarr cannot hold, all of them in one error.
+
+    Texts and numbers are fine; where some are missing xarray writes others in their place (None
+    among texts becomes "", among flags NaN), and a warning says so.
+
+    Raises
+    ------
+    ValueError
+        A coordinate or variable holds dicts, lists or a mixture of types (stackstac makes such
+        coordinates of what items say).
+    """
+    variables = dict(obj.coords.items())
+    if isinstance(obj, xr.Dataset):
+        variables |= dict(obj.data_vars.items())
+    odd: dict[Any, str] = {}
+    gaps = []
+    for name, data in variables.items():
+        if data.dtype != object or data.chunks is not None:
+            continue
+        values = np.ravel(data.values).tolist()
+        there = [value for value in values if not _is_missing(value)]
+        types = {type(value) for value in there}
+        container = next((t for t in types if issubclass(t, (dict, list, set, tuple))), None)
+        if container is not None:
+            odd[name] = f"{container.__name__}s"
+        elif len(types) > 1 and types != {bytes, str}:
+            odd[name] = "a mixture of " + " and ".join(sorted(t.__name__ for t in types))
+        elif len(there) < len(values) and types <= {str, bytes, bool}:
+            gaps.append(name)
+    if odd:
+        held = "; ".join(f"{name!r} holds {what}" for name, what in odd.items())
+        names = repr(next(iter(odd))) if len(odd) == 1 else repr(list(odd))
+        which, it = ("coordinate", "it") if len(odd) == 1 else ("coordinates", "them")
+        raise ValueError(
+            f"{which} {held}, which Zarr cannot store: drop {it} with .drop_vars({names})"
+        )
+    if gaps:
+        warn(
+            f"coordinates {gaps} have missing values (None), which Zarr stores as '' among texts "
+            f"and as NaN among flags: to choose what stands there, assign them anew, or "
+            f".drop_vars({gaps})"
+        )
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and value != value)
 
 
 def plain(value: Any) -> Any:

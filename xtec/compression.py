@@ -13,7 +13,7 @@ import xarray as xr
 from tec.config import COMPRESSION_RANGE, WEIGHTS, CodecConfig
 
 from . import settings
-from .attributes import ATTRIBUTE, CF_ENCODING, INPAINT, storable
+from .attributes import ATTRIBUTE, CF_ENCODING, INPAINT, check_objects, storable
 from .autogrid import AUTO, auto_chunks, auto_shards
 from .bandvars import in_order
 from .grid import (
@@ -172,6 +172,7 @@ def compress(
     blocks = {**DEFAULT_CHUNKS, **sizes_of(chunks, "chunks"), **sizes_of(shards, "shards")}
     cube = find_cube(obj, bands=bands, sensor=sensor, blocks=blocks)
     stored = stored_form(cube.data, offset=offset, scale=scale, nodata=nodata)
+    check_objects(obj)
     config = configure(
         cube,
         stored,
@@ -455,7 +456,6 @@ def _provenance(data: xr.DataArray) -> dict[str, Any] | None:
 
 def _as_dataarray(packed: xr.DataArray, zarr_format: int) -> xr.DataArray:
     for name, coord in packed.coords.items():
-        _check_objects(name, coord)
         coord.variable.encoding = _cf_only(coord)
         if coord.chunks is not None:
             coord.variable.encoding.update(_checked(zarr_format))
@@ -493,7 +493,6 @@ def _kept(
     name: Hashable, data: xr.DataArray, blocks: dict[Hashable, int], zarr_format: int
 ) -> xr.Variable:
     """A variable that is no reflectance: lossless, images in the blocks of the cube."""
-    _check_objects(name, data)
     variable = data.variable.copy(deep=False)
     encoding = _cf_only(data)
     if len(blocks.keys() & set(variable.dims)) >= 2 or variable.chunks is not None:
@@ -524,16 +523,3 @@ def _cf_only(data: xr.DataArray) -> dict[str, Any]:
     return {
         key: value for key, value in data.encoding.items() if key in (*CF_ENCODING, "fill_value")
     }
-
-
-def _check_objects(name: Hashable, data: xr.DataArray) -> None:
-    if data.dtype == object and data.chunks is None:
-        odd = next(
-            (v for v in np.ravel(data.values).tolist() if isinstance(v, (dict, list, set, tuple))),
-            None,
-        )
-        if odd is not None:
-            raise ValueError(
-                f"coordinate {name!r} holds {type(odd).__name__}s, which Zarr cannot store: drop "
-                f"it with .drop_vars({name!r})"
-            )

@@ -77,6 +77,12 @@ def find_cube(
     """
     if isinstance(obj, xr.DataArray):
         return _one_variable(obj, bands, sensor)
+    if isinstance(obj, (xr.DataTree, Mapping)) and not isinstance(obj, xr.Dataset):
+        raise ValueError(
+            f"compress takes an xarray Dataset or DataArray, not {type(obj).__name__}: bring "
+            "groups of several resolutions to one grid with xtec.from_groups(...), or compress "
+            "each by itself"
+        )
     if not isinstance(obj, xr.Dataset):
         raise ValueError(
             f"compress takes an xarray Dataset or DataArray, not {type(obj).__name__}: open the "

@@ -126,12 +126,10 @@ def save(
     try:
         with bar("writing", progress):
             if place.suffix.lower() in NETCDF:
-                image = {
-                    name: {"zlib": True, "complevel": 4}
-                    for name, v in ds.data_vars.items()
-                    if v.ndim > 1
-                }
-                ds.to_netcdf(partial, encoding=image, engine="netcdf4")
+                for v in ds.data_vars.values():
+                    if v.ndim > 1:  # to_netcdf(encoding=) would drop the packing
+                        v.encoding |= {"zlib": True, "complevel": 4}
+                ds.to_netcdf(partial, engine="netcdf4")
             else:
                 _save_geotiffs(ds, partial)
         if place.is_dir():

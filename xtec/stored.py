@@ -103,6 +103,7 @@ def stored_form(
     total = offset - add / unit
     _check_baselines(data, total)
     _check_declared_offset(data, total, packed)
+    _check_rescaled(data, dtype)
     stored = Stored(dtype, _tidy(unit / factor), _tidy(total), _nodata(data, dtype, nodata))
     if data.dtype.kind in "iu" and _cf(data, "_FillValue") is not None:
         warn(
@@ -134,7 +135,15 @@ def _check_number(name: str, value: Any) -> float:
 def _dtype_message(data: xr.DataArray, dtype: np.dtype) -> str:
     remedy = 'convert it with .astype("uint16")'
     if dtype.kind == "f":
-        remedy = 'convert it with .astype("float32")'
+        remedy = (
+            'convert it with .astype("float32"), and pass scale=1e-4 if it holds reflectance (0 to '
+            "1), scale=1 if it holds DN (0 to 10000)"
+        )
+        if type(data.attrs.get("spec")).__name__ == "RasterSpec":
+            remedy += (
+                "; or load DN as they are: stackstac.stack(..., rescale=False, "
+                'dtype="uint16", fill_value=np.uint16(0))'
+            )
     elif dtype.kind not in "iu":
         remedy = 'compress DN as "uint16" or reflectance as "float32"'
     stored = (
@@ -248,6 +257,26 @@ def _flags(data: xr.DataArray, names: tuple[str, ...]) -> list[bool]:
                 for value in np.asarray(data[name]).reshape(-1).tolist()
             ]
     return []
+
+
+def _check_rescaled(data: xr.DataArray, dtype: np.dtype) -> None:
+    """Floats of Earth Search whose offset was perhaps taken off twice.
+
+    Its items say that their DN carry no offset any more, and at the same time, in ``raster:bands``,
+    that one is to be applied: stackstac's ``rescale=True`` does that.
+    """
+    flags = _flags(data, _APPLIED_COORDS)
+    if dtype.kind != "f" or not flags or not any(flags) or "raster:bands" not in data.coords:
+        return
+    said = np.ravel(data.coords["raster:bands"].values).tolist()
+    entries = [e for one in said for e in (one if isinstance(one, list) else [one])]
+    offsets = {e["offset"] for e in entries if isinstance(e, dict) and e.get("offset")}
+    if offsets:
+        warn(
+            f"variable {data.name!r}: the items say that the offset of 1000 DN has been applied "
+            f"already, and raster:bands has an offset of {min(offsets):g} as well: if the data "
+            "were loaded with rescale=True it was applied twice; load with rescale=False"
+        )
 
 
 def _check_declared_offset(data: xr.DataArray, offset: float, packed: bool) -> None:

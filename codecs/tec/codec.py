@@ -179,14 +179,27 @@ def decode_many(
 
 @runs_networks
 def latents(
-    data: bytes | memoryview, *, weights: str | None = None, device: str = "auto"
+    data: bytes | memoryview,
+    *,
+    weights: str | None = None,
+    device: str = "auto",
+    max_samples: int = stream.MAX_DECODED,
 ) -> list[np.ndarray]:
-    """The decoded latents of a stream, one (channel, y / 16, x / 16) float32 a coded date."""
+    """The decoded latents of a stream, one (channel, y / 16, x / 16) float32 a coded date.
+
+    Padding of the image has latents, too. No pixels are decoded. Parameters and errors are those
+    of `decode`; TecError where the stream was written without a network.
+    """
     device = resolve_device(device)
-    coded = _Coded(data, None, weights, device)
+    coded = _Coded(data, None, weights, device, max_samples)
     if coded.model == "none":
         raise TecError("the stream has no latents: it was written without a network (max_error=)")
-    return [y_hat[0].float().cpu().numpy() for y_hat, _ in _decode_alone(coded, device)]
+    found: list[np.ndarray] = []
+    for unit in _units(0, coded.coded_dates, coded):
+        with alone(unit, device):
+            for y_hat, _ in _decode_latents([(coded, unit.dates)]):
+                found.append(y_hat[0].float().cpu().numpy())
+    return found
 
 
 def routed(config: CodecConfig, dates: int) -> str:
