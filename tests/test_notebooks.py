@@ -14,7 +14,11 @@ import pytest
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 #: What a notebook needs besides this package and matplotlib.
-NEEDS = {"02-archive-with-dask": ["distributed"], "07-s3": ["moto", "flask", "boto3", "s3fs"]}
+NEEDS = {
+    "08-clouds": ["matplotlib"],
+    "02-archive-with-dask": ["distributed"],
+    "07-s3": ["moto", "flask", "boto3", "s3fs"],
+}
 
 #: All code cells in one namespace, as a kernel would; warnings that point at a cell or at this
 #: package are errors, but for zarr's two about what format 3 does not specify yet.
@@ -48,7 +52,7 @@ def cells(path: Path) -> list[dict]:
 
 
 def test_there_are_notebooks():
-    assert [path.name[:2] for path in NOTEBOOKS] == [f"{n:02}" for n in range(1, 8)]
+    assert [path.name[:2] for path in NOTEBOOKS] == [f"{n:02}" for n in range(1, 9)]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
