@@ -119,7 +119,8 @@ def test_a_layer_whose_blocks_do_not_fit_is_continued_from_the_store(tmp_path: P
 
 def test_nothing_yet_is_a_new_store(tmp_path: Path) -> None:
     for store in (tmp_path / "a.zarr", MemoryStore()):
-        part(0, 4).tec.to_zarr(store, append_dim="time", **QUIET, **EXACT)
+        with pytest.warns(UserWarning, match="to append to: a new store is written"):
+            part(0, 4).tec.to_zarr(store, append_dim="time", **QUIET, **EXACT)
         part(4).tec.to_zarr(store, append_dim="time", **QUIET)
         same(store, scene())
 

@@ -258,3 +258,36 @@ def test_text_of_what_was_found() -> None:
     assert found.text() == "2 of 5 chunks decode; largest error 2 DN (B02)"
     found.missing.append("s2/c/0")
     assert found.text() == "0 damaged and 1 missing of 2 chunks looked at (5 there should be)"
+
+
+def test_another_place_is_no_source(tmp_path: Path) -> None:
+    """Where coordinates say so, although the shape is the same."""
+    pixels = scene(time=2, bands=3, y=32, x=32)
+    there = xr.DataArray(
+        pixels,
+        dims=("time", "band", "y", "x"),
+        coords={"band": BANDS, "x": np.arange(32) * 10.0, "time": [0, 5]},
+        name="s2",
+    )
+    there["time"] = np.array(["2020-01-01", "2020-01-06"], "datetime64[ns]")
+    store = tmp_path / "a.zarr"
+    there.tec.to_zarr(store, max_error=0, progress=False)
+    assert verify(store, there)[0].sound
+    for other in (
+        there.assign_coords(x=there.x + 320),
+        there.assign_coords(time=there.time + np.timedelta64(1, "D")),
+    ):
+        with pytest.raises(ValueError, match=r"the source is another cube: its (x|time) goes from"):
+            verify(store, other)
+
+
+def test_regions_take_back_what_was_verified(tmp_path: Path) -> None:
+    pixels = scene(time=2, bands=3, y=32, x=32)
+    data = xr.DataArray(pixels, dims=("time", "band", "y", "x"), coords={"band": BANDS}, name="s2")
+    store = tmp_path / "a.zarr"
+    chunks = {"time": 1, "y": 32, "x": 32}
+    data.tec.to_zarr(store, max_error=0, chunks=chunks, verify=True, progress=False)
+    assert "verified" in xr.open_zarr(store).s2.attrs["xtec"]
+    data[:1].tec.to_zarr(store, region={"time": slice(0, 1)}, progress=False)
+    assert "verified" not in xr.open_zarr(store).s2.attrs["xtec"]
+    assert "max_error" in xr.open_zarr(store).s2.attrs["xtec"]

@@ -24,6 +24,7 @@ from .messages import quiet, warn
 from .objects import At, grid_of, keys_of, read_all, streams_in, unit_of
 from .ratecontrol import target_of
 from .regions import Write
+from .remote import name_of
 from .resume import Resumed
 from .rootlast import is_empty, open_store
 from .verifying import Verified
@@ -74,6 +75,7 @@ def add(
     target = open_store(store, storage_options)
     if is_empty(target):
         if region is None:
+            warn(f"there is nothing at {name_of(target)} to append to: a new store is written")
             return None
         raise ValueError(
             f"there is nothing at {store}: region= needs a store. Make its metadata first, of the "

@@ -91,6 +91,8 @@ def report(
     place = Path(path)
     if place.exists() and not overwrite:
         raise FileExistsError(f"{place} exists: pass overwrite=True to replace it")
+    if not place.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{place.parent} is no folder: create it, or choose another place")
     if dates < 1:
         raise ValueError(f"dates is {dates!r}: draw 1 or more")
     nbytes = _nbytes(budget)

@@ -120,6 +120,8 @@ def save(
         return None
     if place.exists() and not overwrite:
         raise FileExistsError(f"{place} exists: pass --overwrite (overwrite=True) to replace it")
+    if not place.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{place.parent} is no folder: create it, or choose another place")
     if place.is_dir():
         _check_geotiff_folder(place)
     partial = place.with_name(place.name + ".partial")

@@ -17,7 +17,7 @@ from .conform import check_packing, compare, encoded, fit
 from .existing import Existing, same_values, stored_in
 from .objects import At, Region, keys_of, region_of, unit_of
 from .resume import Resumed
-from .verifying import Verified
+from .verifying import Verified, forget
 
 
 class Write(Step):
@@ -94,6 +94,7 @@ class Write(Step):
                 if at not in stays
                 and tuple(s.stop - s.start for s in region_of(image.array, at)) != unit
             }
+        forget(there.store, there.name)
         for name, where, values in self.small:
             array = Target(there.overlay(), name, there.zarr_format).array
             array[where] = values

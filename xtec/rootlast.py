@@ -133,7 +133,8 @@ def says_unfinished(error: Exception) -> bool:
 
 def not_whole(store: Any) -> str:
     """What to tell whoever wants to read a store that is unfinished, or is none."""
-    if isinstance(store, Store) and is_empty(store):
+    local = isinstance(store, (str, os.PathLike)) and not is_url(store)
+    if (local and not os.path.exists(store)) or (isinstance(store, Store) and is_empty(store)):
         return f"there is nothing at {name_of(store)}: correct the name"
     return (
         f"{name_of(store)} is not a whole Zarr store (it has no root metadata): was its writing "

@@ -17,6 +17,7 @@ import xarray as xr
 
 from .chunks import ROLES
 from .compression import codec_of
+from .dims import dim_roles
 from .grid import reading_blocks
 from .layout import Cube, find_cube
 from .stored import DTYPES, stored_form
@@ -232,6 +233,32 @@ def _check_grid(a: xr.DataArray, b: xr.DataArray) -> None:
                 f"the coordinates {dim} of source and what was read back differ: from {one[0]} to "
                 f"{one[-1]}, and from {other[0]} to {other[-1]}; select the same part of both, or "
                 f"turn one round (.sortby({dim!r}))"
+            )
+
+
+def check_same_cube(source: xr.DataArray, back: xr.DataArray) -> None:
+    """ValueError where both have coordinates of time, y or x and these differ.
+
+    Sizes are compared elsewhere.
+    """
+    ours, theirs = dim_roles(source), dim_roles(back)
+    for role in ("time", "y", "x"):
+        if role not in ours or role not in theirs:
+            continue
+        a, b = source.indexes.get(ours[role]), back.indexes.get(theirs[role])
+        if a is None or b is None or len(a) != len(b) or not len(a):
+            continue
+        if a.dtype.kind in "iuf" and b.dtype.kind in "iuf":
+            step = abs(float(a[-1]) - float(a[0])) / max(1, len(a) - 1)
+            differ = np.abs(a.to_numpy(float) - b.to_numpy(float)).max() > max(step / 100, 1e-9)
+        elif a.dtype.kind == b.dtype.kind == "M":
+            differ = np.abs(a - b).max() > np.timedelta64(1, "s")
+        else:
+            continue
+        if differ:
+            raise ValueError(
+                f"the source is another cube: its {ours[role]} goes from {a[0]} to {a[-1]}, the "
+                f"store's from {b[0]} to {b[-1]}; pass the cube that the store was made of"
             )
 
 

@@ -182,6 +182,8 @@ def verify(
     from .report import compressed_arrays
 
     _, arrays, codecs = compressed_arrays(store, storage_options)
+    if against is not None:
+        _check_same(against, next(iter(arrays.values())).store, codecs)
     found = []
     for name, codec in sorted(codecs.items()):
         array = arrays[name]
@@ -196,6 +198,24 @@ def verify(
             (parts,) = run([looking(Job(target, data, nothing), sample)], "verifying", False)
         found.append(_merged(name, array, parts))
     return found
+
+
+def _check_same(
+    against: xr.Dataset | xr.DataArray, store: Store, codecs: Mapping[str, ChunkCoder]
+) -> None:
+    """ValueError where coordinates say that the source is another cube."""
+    from .backend import XtecBackend
+    from .layout import find_cube
+    from .values import check_same_cube
+
+    back = xr.open_dataset(
+        store,  # type: ignore[arg-type]
+        engine=XtecBackend,
+        layout="stored",
+        consolidated=False,
+    )
+    for name, codec in codecs.items():
+        check_same_cube(find_cube(against, sensor=codec.config.sensor).data, back[name])
 
 
 def _sound(target: Target, places: list[At]) -> Verified:
@@ -303,6 +323,19 @@ def _merged(name: str, array: zarr.Array, parts: Iterable[Verified]) -> Verified
     for part in parts:
         found.merge(part)
     return found
+
+
+def forget(store: Store, name: str) -> None:
+    """Take back what was noted of a variable whose pixels are to be replaced."""
+    import zarr
+
+    array = zarr.open_array(store, path=name, mode="r+")
+    said = json.loads(str(array.attrs.get(ATTRIBUTE, "{}")))
+    if said.pop("verified", None) is None:
+        return
+    array.update_attributes({ATTRIBUTE: json.dumps(said)})
+    if zarr.open_group(store, mode="r").metadata.consolidated_metadata is not None:
+        zarr.consolidate_metadata(store)
 
 
 def _note(array: zarr.Array, found: Verified) -> None:

@@ -24,6 +24,7 @@ from .dims import dim_roles
 from .layout import find_cube
 from .quality import PEAK, ndvi_error, spectral_angle
 from .ratecontrol import spread
+from .values import check_same_cube
 from .verifying import stored_source
 
 #: Rows and columns of a picture of a whole date at most, and pixels of all dates together.
@@ -104,6 +105,7 @@ def pair(source: xr.Dataset | xr.DataArray, back: xr.DataArray, codec: ChunkCode
     """Put a cube beside its decoded form; ValueError where they are not of one size."""
     cube = find_cube(source, sensor=codec.config.sensor)
     dims = dim_roles(back), dict(zip(cube.roles, cube.data.dims))
+    check_same_cube(cube.data, back)
     found = Pair(source, back, codec, dims)
     if tuple(dims[0]) != tuple(r for r in ROLES if r in codec.dims):
         raise ValueError(
