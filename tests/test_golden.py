@@ -88,7 +88,9 @@ def test_the_bytes_written_today_are_of_the_same_kind(case):
     assert len(dates_now) == len(dates)
     assert (residual_now is None) == (residual is None)
     # Another machine's analysis may round a latent the other way: a byte more or less, no more.
-    assert abs(len(again) - len(data)) <= 2 + len(data) // 200
+    # From version 5 on a date has a byte for the groups that it leaves out.
+    new = len(dates) * (data[4] < 5 and header.model in stream.GROUPED)
+    assert abs(len(again) - len(data) - new) <= 2 + len(data) // 200
 
 
 def test_golden_residuals_use_every_kind_of_plane():

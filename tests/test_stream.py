@@ -107,7 +107,11 @@ def headers(draw):
 @given(headers(), st.binary(max_size=30), st.binary(max_size=200))
 @settings(max_examples=60, deadline=None)
 def test_what_is_packed_comes_back(header, specials, payload):
-    dates = [stream.Date(i, payload[:i], payload) for i in range(header.extent[0])]
+    grouped = header.model in stream.GROUPED
+    dates = [
+        stream.Date(i, payload[:i], payload, i % 7 if grouped else 0)
+        for i in range(header.extent[0])
+    ]
     residual = None
     if header.bounds:
         checks = tuple(range(header.extent[0]))
@@ -120,6 +124,19 @@ def test_what_is_packed_comes_back(header, specials, payload):
     assert back == (header, specials, dates, residual)
     assert stream.peek(data) == header
     assert back.header.nbytes == len(data)
+
+
+def test_older_versions_know_nothing_of_groups():
+    """A stream of version 4 is one of version 5 without a byte a date."""
+    data = stream.pack(HEADER, b"mask", DATES)
+    plain = stream.pack(
+        replace(HEADER, model="fp", config=replace(CONFIG, model="fp")), b"mask", DATES
+    )
+    assert len(data) == len(plain) + len(DATES)
+    older = bytearray(plain[:-4])
+    older[4:6] = 4, stream.MODELS["elic"]
+    back = stream.unpack(seal(bytes(older)))
+    assert back == (HEADER, b"mask", DATES, None)
 
 
 def test_a_header_is_small():

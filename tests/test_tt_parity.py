@@ -142,8 +142,11 @@ def test_float32_pieces(kind, quality, shape):
     with torch.no_grad():
         close(ours.analysis(x.flatten(0, 1)), want["y"].flatten(0, 1))
     out = given_latents(ours, x, want["y"], quality, as_trained=True)
-    for key in ("means", "scales", "x_hat", "bits"):
+    for key in ("means", "scales", "x_hat"):
         close(out[key], want[key], 1e-5)
+    # On some processors a scale falls on the other side of a step of the estimate's grid, which is
+    # worth a bit or two; float64, below, says that they are equal.
+    close(out["bits"], want["bits"], 2e-4)
     assert torch.equal(out["y_hat"], want["y_hat"])
     # The comparison means something: many integers, and positions differ, not only channels.
     assert want["y"].round().unique().numel() > 10

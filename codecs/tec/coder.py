@@ -46,12 +46,52 @@ def encode_images(
 ) -> Coded:
     """Latents (n, latents, h, w) of n images, each coded by itself, with a wider rounding margin
     than is usual."""
-    n, _, h, w = y.shape
-    writer = portable.Writer(n, network.grid, network.margin_at(compression).wider(wider))
-    values = {"y": y, **network.side(y, compression)}
-    taken = Taken(values)
-    y_hat = drive(network.steps((n, h, w), compression, writer), taken)
-    return Coded(taken.dates(writer, y_hat, network), y_hat)
+    margin = network.margin_at(compression).wider(wider)
+
+    def run(rows: list[int], skipped: int) -> Coded:
+        some = _rows(y, rows)
+        n, _, h, w = some.shape
+        writer = portable.Writer(n, network.grid, margin)
+        taken = Taken({"y": some, **network.side(some, compression)})
+        steps = network.steps((n, h, w), compression, writer, **_less(skipped))
+        y_hat = drive(steps, taken)
+        return Coded(taken.dates(writer, y_hat, network, skipped), y_hat)
+
+    return _by_groups(_skippable(network, y), run)
+
+
+def _skippable(network: CodecModel | TemporalModel, y: torch.Tensor) -> list[int]:
+    """Channel groups of each of n latents, from the last, that need not be coded."""
+    find = getattr(network, "skippable", None)  # published networks code all
+    return [0] * len(y) if find is None else find(y)
+
+
+def _less(skipped: int) -> dict[str, Any]:
+    """What a model is told that has groups to leave out."""
+    return {"skipped": skipped} if skipped else {}
+
+
+def _rows(y: torch.Tensor, rows: list[int]) -> torch.Tensor:
+    return y if len(rows) == len(y) else y[rows]
+
+
+def _alike(keys: Sequence[Any]) -> Iterator[tuple[Any, list[int]]]:
+    """Each key, and the rows that have it."""
+    for key in sorted(set(keys)):
+        yield key, [i for i, own in enumerate(keys) if own == key]
+
+
+def _by_groups(skipped: Sequence[int], run: Callable[[list[int], int], Coded]) -> Coded:
+    """Rows that leave out as many groups are coded together."""
+    dates: list[Any] = [None] * len(skipped)
+    rows_of: list[Any] = [None] * len(skipped)
+    for count, rows in _alike(skipped):
+        coded = run(rows, count)
+        if len(rows) == len(skipped):
+            return coded
+        for i, date, y_hat in zip(rows, coded.dates, coded.y_hat):
+            dates[i], rows_of[i] = date, y_hat
+    return Coded(dates, torch.stack(rows_of))
 
 
 def encode_series(
@@ -115,13 +155,19 @@ def _encode_date(
     wider: float,
 ) -> Coded:
     margin = network.margin_at(compression, min(len(history), DATES)).wider(wider)
-    writer = portable.Writer(len(values), network.grid, margin)
-    taken = Taken({"y": values})
-    steps = network.date(
-        history, writer, compression=compression, known=values, sent=sent, forecast=forecast
-    )
-    y_hat = drive(steps, taken).y_hat
-    return Coded(taken.dates(writer, y_hat, network), y_hat)
+    way: dict[str, Any] = {"compression": compression, "sent": sent, "forecast": forecast}
+
+    def run(rows: list[int], skipped: int) -> Coded:
+        some = _rows(values, rows)
+        writer = portable.Writer(len(some), network.grid, margin)
+        taken = Taken({"y": some})
+        past = history.select(rows)
+        steps = network.date(past, writer, known=some, **way, **_less(skipped))
+        y_hat = drive(steps, taken).y_hat
+        return Coded(taken.dates(writer, y_hat, network, skipped), y_hat)
+
+    whole = sent == TOKENS  # what is not sent is predicted, and not 0
+    return _by_groups(_skippable(network, values) if whole else [0] * len(values), run)
 
 
 def _encode_known(
@@ -161,14 +207,19 @@ class Taken:
         return self._symbols[-1]
 
     def dates(
-        self, writer: portable.Writer, y_hat: torch.Tensor, network: CodecModel | TemporalModel
+        self,
+        writer: portable.Writer,
+        y_hat: torch.Tensor,
+        network: CodecModel | TemporalModel,
+        skipped: int,
     ) -> list[Date]:
         n = len(y_hat)
         none = np.zeros((n, 0), np.int32)
         symbols = np.concatenate([none, *self._symbols], 1)
         index = np.concatenate([none.astype(np.uint16), *self._index], 1)
         payloads = [rans.encode(s, i, network.tables) for s, i in zip(symbols, index)]
-        return [Date(*parts) for parts in zip(checksums(y_hat), writer.getvalue(), payloads)]
+        parts = zip(checksums(y_hat), writer.getvalue(), payloads)
+        return [Date(*part, skipped) for part in parts]
 
 
 def checksums(y_hat: torch.Tensor) -> list[int]:
@@ -181,11 +232,34 @@ def decode_images(
 ) -> torch.Tensor:
     """Mirror of `encode_images`, ``shape`` being that of the latents; StreamError unless every
     checksum is met."""
+    found: list[Any] = [None] * len(dates)
+    for skipped, rows in _alike([date.skipped for date in dates]):
+        less = _less(_checked(network, skipped))
 
-    def run(reader: portable.Reader, symbols_of: Callable) -> torch.Tensor:
-        return drive(network.steps((len(dates), *shape), compression, reader), symbols_of)
+        def run(
+            reader: portable.Reader,
+            symbols_of: Callable,
+            n: int = len(rows),
+            less: dict[str, Any] = less,
+        ) -> torch.Tensor:
+            return drive(network.steps((n, *shape), compression, reader, **less), symbols_of)
 
-    return _decode(network, dates, run, lambda y_hat: y_hat)
+        y_hat = _decode(network, [dates[i] for i in rows], run, lambda y_hat: y_hat)
+        if len(rows) == len(dates):
+            return y_hat
+        for i, row in zip(rows, y_hat):
+            found[i] = row
+    return torch.stack(found)
+
+
+def _checked(network: CodecModel | TemporalModel, skipped: int) -> int:
+    groups = getattr(network, "groups", ()) if hasattr(network, "skippable") else ()
+    if skipped > len(groups):
+        raise StreamError(
+            f"{skipped} channel groups are left out, and the network has {len(groups)} that can "
+            "be: the stream is damaged or made up"
+        )
+    return skipped
 
 
 def decode_series(
@@ -201,8 +275,8 @@ def decode_series(
     history = network.history((len(rows), *shape))
     for t, (lmbda, tokens) in enumerate(zip(compression, sent, strict=True)):
         found: list[Any] = [None] * len(rows)
-        for way in sorted({ways[t] for ways in told}):
-            chosen = [i for i, ways in enumerate(told) if ways[t] == way]
+        keys = [(ways[t], row[t].skipped) for ways, row in zip(told, rows)]
+        for (way, skipped), chosen in _alike(keys):
             past = network.history((len(chosen), *shape))
             if way == len(history):
                 past = history.select(chosen)
@@ -215,9 +289,11 @@ def decode_series(
                 past: Past = past,
                 lmbda: float = lmbda,
                 sent: int = tokens,
+                skipped: int = skipped,
             ) -> DateOut:
-                steps = network.date(past, reader, compression=lmbda, sent=sent, forecast=forecast)
-                return drive(steps, symbols_of)
+                less = _less(_checked(network, skipped))
+                way: dict[str, Any] = {"compression": lmbda, "sent": sent, "forecast": forecast}
+                return drive(network.date(past, reader, **way, **less), symbols_of)
 
             try:
                 dates = [rows[i][t] for i in chosen]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -41,6 +42,19 @@ def full_precision(device: str) -> Iterator[None]:
             _passes -= 1
             if not _passes:
                 _restore()
+
+
+def quick_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 faster than float32, in its hardware."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and _cpu_bfloat16()
+
+
+@cache
+def _cpu_bfloat16() -> bool:
+    names = "_is_avx512_bf16_supported", "_is_amx_tile_supported"  # from torch 2.4, 2.5 on
+    return any(getattr(torch.cpu, name, bool)() for name in names)
 
 
 def _settings(device: str) -> Iterator[tuple[Any, str, tuple]]:

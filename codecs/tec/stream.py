@@ -1,4 +1,4 @@
-"""The byte layout of one chunk, version 4: FORMAT.md is the norm, this module reads and writes it.
+"""The byte layout of one chunk, version 5: FORMAT.md is the norm, this module reads and writes it.
 
 Light on purpose: nothing here imports torch or numba, so that tools can look at a stream cheaply.
 """
@@ -19,10 +19,12 @@ from .errors import StreamError
 from .sensors import SENSORS
 
 MAGIC = b"XTEC"
-VERSION = 4
+VERSION = 5
 #: Versions that are read.
-VERSIONS = (3, 4)
+VERSIONS = (3, 4, 5)
 MODELS = {"none": 0, "fp": 1, "elic": 2, "tt": 3, "flex": 4}
+#: Models of which a date may leave out channel groups.
+GROUPED = ("elic", "tt", "flex")
 DTYPES = {"uint16": 1, "int16": 2, "float32": 3}
 SENSOR_CODES = {"S2L2A": 1, "S2L1C": 2}
 WEIGHTS_CODES = {"file": 0, "builtin": 1, "terracodec": 2, "terracodec:lronly": 3}
@@ -51,11 +53,13 @@ class Date:
     checksum : CRC-32 of the decoded latent, float32 little-endian, (channel, y, x) in C order
     decisions : the rounding decisions (`tec.entropy.portable`)
     payload : the rANS stream (`tec.entropy.rans`)
+    skipped : channel groups of the latent, from the last, that are not coded: they are 0
     """
 
     checksum: int
     decisions: bytes
     payload: bytes
+    skipped: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -193,11 +197,9 @@ def pack(
             out += _float(header.step)
     out += _varint(len(specials))
     for date in dates:
-        out += (
-            struct.pack("<I", date.checksum)
-            + _varint(len(date.decisions))
-            + _varint(len(date.payload))
-        )
+        out += struct.pack("<I", date.checksum)
+        out += bytes([date.skipped] if header.model in GROUPED else [])
+        out += _varint(len(date.decisions)) + _varint(len(date.payload))
     if residual is not None:
         for checksum, decisions in zip(residual.checksums, residual.decisions, strict=True):
             out += struct.pack("<I", checksum)
@@ -219,6 +221,7 @@ def unpack(data: bytes | memoryview) -> Parts:
     reader = _Reader(view[:-4])
     header = _read_header(reader, len(view))
     lossy = header.model != "none"
+    grouped = header.model in GROUPED and view[4] >= 5
     n_specials = reader.varint("length of the specials")
     sizes, checks = [], []
     for i in range(header.extent[0] if lossy else 0):
@@ -226,6 +229,7 @@ def unpack(data: bytes | memoryview) -> Parts:
         sizes.append(
             (
                 checksum,
+                reader.take(1, f"groups left out of date {i}")[0] if grouped else 0,
                 reader.varint("length of the decisions"),
                 reader.varint("length of the payload"),
             )
@@ -242,8 +246,9 @@ def unpack(data: bytes | memoryview) -> Parts:
             checksum,
             bytes(reader.take(a, f"decisions of date {i}")),
             bytes(reader.take(b, f"payload of date {i}")),
+            skipped,
         )
-        for i, (checksum, a, b) in enumerate(sizes)
+        for i, (checksum, skipped, a, b) in enumerate(sizes)
     ]
     residual = None
     if header.bounds:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -140,33 +141,48 @@ def drive(steps: Generator[Any, np.ndarray, T], symbols_of: Callable[[Any], np.n
         return end.value
 
 
-def positions(h: int, w: int, parity: int | None) -> np.ndarray | None:
-    """Flat indexes of one colour of the checkerboard on an h x w grid, row by row (None for all of
-    it)."""
-    if parity is None:
-        return None
-    return np.flatnonzero(((np.arange(h)[:, None] + np.arange(w)) % 2 == parity).ravel())
+@lru_cache(64)
+def positions(h: int, w: int, parity: int) -> np.ndarray:
+    """Flat indexes of one colour of the checkerboard on an h x w grid, row by row."""
+    where = np.flatnonzero(((np.arange(h)[:, None] + np.arange(w)) % 2 == parity).ravel())
+    where.flags.writeable = False
+    return where
+
+
+def _halves(x: torch.Tensor, parity: int) -> Iterator[tuple[torch.Tensor, int]]:
+    """Views of one colour of the checkerboard, (n, c, h, w) with even w, and their first row."""
+    for row in (0, 1):
+        yield x[:, :, row::2, (row + parity) % 2 :: 2], row
 
 
 def gather(x: torch.Tensor, parity: int | None) -> torch.Tensor:
     """(n, c, h, w) -> (n, c * positions)."""
-    n, _, h, w = x.shape
-    flat = x.flatten(2)
-    where = positions(h, w, parity)
-    if where is not None:
-        flat = flat[:, :, torch.from_numpy(where).to(x.device)]
-    return flat.reshape(n, -1)
+    n, c, h, w = x.shape
+    if parity is None:
+        return x.reshape(n, -1)
+    if w % 2:
+        where = torch.tensor(positions(h, w, parity), device=x.device)
+        return x.flatten(2)[:, :, where].reshape(n, -1)
+    out = x.new_empty(n, c, h, w // 2)
+    for half, row in _halves(x, parity):  # three times as fast as indexes
+        out[:, :, row::2] = half
+    return out.reshape(n, -1)
 
 
 def scatter(values: torch.Tensor, shape: tuple[int, ...], parity: int | None) -> torch.Tensor:
     """(n, c * positions) -> (n, c, h, w), zero elsewhere."""
     n, c, h, w = shape
-    where = positions(h, w, parity)
-    if where is None:
+    if parity is None:
         return values.reshape(shape)
-    out = values.new_zeros(n, c, h * w)
-    out[:, :, torch.from_numpy(where).to(values.device)] = values.reshape(n, c, -1)
-    return out.reshape(shape)
+    out = values.new_zeros(shape)
+    if w % 2:
+        where = torch.tensor(positions(h, w, parity), device=values.device)
+        out.flatten(2)[:, :, where] = values.reshape(n, c, -1)
+        return out
+    rows = values.reshape(n, c, h, w // 2)
+    for half, row in _halves(out, parity):
+        half.copy_(rows[:, :, row::2])
+    return out
 
 
 class CodecModel(Protocol):

@@ -21,6 +21,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from .. import precision
 from ..entropy.portable import Margin, ScaleGrid
 from ..entropy.tables import Tables
 from .coding import Random, Rounder, Step, Steps, gather, scatter
@@ -115,6 +116,7 @@ class Transforms(nn.Module):
 
     def __init__(self, config: CompactConfig) -> None:
         super().__init__()
+        self.config = config
         bands, m = config.bands, config.latents
         (a, b, c), (i, j, k) = config.widths, config.depths
         rates = len(config.rates)
@@ -150,7 +152,7 @@ class Transforms(nn.Module):
 
     def latent(self, x: torch.Tensor) -> torch.Tensor:
         """(n, bands, h, w) standardised -> (n, latents, h/16, w/16), before gains."""
-        x = x * self.unit[:, None, None] + self.zero[:, None, None]
+        x = torch.addcmul(self.zero[:, None, None], x, self.unit[:, None, None])
         # The linear part in float32 always: half precision has too few digits for strong latents.
         with torch.autocast(x.device.type, enabled=False):
             linear = self.klt(lapped(x, self.lap))
@@ -163,13 +165,33 @@ class Transforms(nn.Module):
 
     def decode(self, y_hat: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
         """(n, latents, h/16, w/16) in quantiser steps -> (n, bands, h, w) standardised."""
-        y = y_hat * torch.exp(interpolate(self.log_gain, rate))[:, :, None, None]
-        deep = self.expand(y) + interpolate(self.rate_bias, rate)[:, :, None, None]
+        used = self._used(y_hat)
+        gain = torch.exp(interpolate(self.log_gain, rate))[:, :used, None, None]
+        y = y_hat[:, :used] * gain
+        deep = F.conv2d(y, self.expand.weight[:, :used], self.expand.bias)
+        deep = deep + interpolate(self.rate_bias, rate)[:, :, None, None]
         with torch.autocast(y.device.type, enabled=False):
-            linear = F.conv_transpose2d(y, self.klt.weight, stride=BLOCK)
-            linear = lapped(linear, self.lap.T)
+            linear = lapped(self._blocks_of(y), self.lap.T)
         x = linear + (self.level - self.zero)[:, None, None] + self.synthesis(deep)
         return x / self.unit[:, None, None]
+
+    def _used(self, y_hat: torch.Tensor) -> int:
+        """Latents up to which some are not 0, in steps of 64: at low rates half of them. All while
+        training, and on GPUs, which would have to be waited for."""
+        m = self.config.latents
+        if torch.is_grad_enabled() or y_hat.device.type != "cpu":
+            return m
+        there = y_hat.abs().amax((0, 2, 3)).nonzero()
+        return min(m, -(-(int(there[-1]) + 1) // 64) * 64) if len(there) else min(m, 64)
+
+    def _blocks_of(self, y: torch.Tensor) -> torch.Tensor:
+        """(n, the first m latents, h, w) -> (n, bands, 16 h, 16 w): the transposed convolution of
+        ``klt``, as the matrix product that it is where blocks do not overlap."""
+        n, m, h, w = y.shape
+        weight = self.klt.weight[:m]  # (m, bands, 16, 16)
+        blocks = y.permute(0, 2, 3, 1).reshape(-1, m) @ weight.flatten(1)
+        blocks = blocks.view(n, h, w, *weight.shape[1:])
+        return blocks.permute(0, 3, 1, 4, 2, 5).reshape(n, -1, BLOCK * h, BLOCK * w)
 
 
 #: Pixels of a latent, each way.
@@ -248,8 +270,14 @@ class _Compact(nn.Module):
 
     def analysis(self, x: torch.Tensor, compression: float) -> torch.Tensor:
         """(n, bands, h, w) float32, standardised -> y (n, latents, h/16, w/16) in quantiser
-        steps."""
-        return self.transforms.encode(x, self._rate(compression, len(x)))
+        steps.
+
+        The convolutional path, which was trained so, runs in bfloat16 where that is quick: only the
+        encoder sees what it gives, and rounds it.
+        """
+        quick = x.dtype == torch.float32 and precision.quick_bfloat16(x.device)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=quick):
+            return self.transforms.encode(x, self._rate(compression, len(x)))
 
     def synthesis(self, y_hat: torch.Tensor, compression: float) -> torch.Tensor:
         """y_hat (n, latents, h/16, w/16) -> (n, bands, h, w) float32, standardised."""
@@ -381,14 +409,28 @@ class Autoregression(_Compact):
         )
         self.log_scale = nn.Parameter(torch.zeros(config.latents))  # of the latent before the gain
 
-    def passes(self, shape: tuple[int, int, int], rate: torch.Tensor, told: Told | None = None):
+    def skippable(self, y: torch.Tensor) -> list[int]:
+        """Of n latents (n, latents, h, w), in quantiser steps: how many groups, from the last, all
+        round to 0. Low rates have many, and no symbol is cheaper than one that is not coded."""
+        largest = y.abs().amax((2, 3)).cpu()
+        near = [part.amax(1) < 0.5 for part in largest.split(self.config.groups, 1)]
+        rows = torch.stack(near[::-1], 1).int()
+        return rows.cumprod(1).sum(1).tolist()
+
+    def passes(
+        self,
+        shape: tuple[int, int, int],
+        rate: torch.Tensor,
+        told: Told | None = None,
+        skipped: int = 0,
+    ):
         """The autoregression: yields (channels, parity, mean, log_scale, terms), receives decoded
         values.
 
         mean, log_scale and the values are (n, channels * positions), laid out as in
         :class:`tec.models.coding.Step`; ``terms`` is what the means of the group are the sum of,
-        (n, channels, h, w) each. Returns y_hat (n, latents, h, w), with shape = (n, h,
-        w).
+        (n, channels, h, w) each. The last ``skipped`` groups are 0. Returns y_hat (n, latents, h,
+        w), with shape = (n, h, w).
         """
         n, h, w = shape
         # Log scale that the networks correct, in quantiser steps: (n, latents, 1, 1).
@@ -398,7 +440,8 @@ class Autoregression(_Compact):
             seen = torch.cat([seen, told.features], 1)
         done = []
         k = 0
-        for net, count in zip(cast("list[Group]", self.groups), self.config.groups):
+        groups = cast("list[Group]", list(self.groups))
+        for net, count in zip(groups[: len(groups) - skipped], self.config.groups):
             channels = slice(k, k + count)
             whole = (n, count, h, w)
             level = base[:, channels]
@@ -414,7 +457,7 @@ class Autoregression(_Compact):
             missed = group
             if isinstance(near, torch.Tensor):
                 missed = group - scatter(gather(near, 0), whole, 0)
-            hidden = F.relu(trunk + net.around(torch.asinh(missed)))
+            hidden = F.relu(trunk + net.around(asinh(missed)))
             hidden = hidden + net.after(hidden)
             mean, log_scale = net.others(hidden).chunk(2, 1)
             with torch.autocast(missed.device.type, enabled=False):
@@ -423,10 +466,12 @@ class Autoregression(_Compact):
             values = yield channels, 1, *asked, [*terms, missed]
             group = group + scatter(values, whole, 1)
             done.append(group)
-            seen = torch.cat([seen, torch.asinh(group)], 1)
+            seen = torch.cat([seen, asinh(group)], 1)
             if parts:
-                seen = torch.cat([seen, torch.asinh(group - near)], 1)
+                seen = torch.cat([seen, asinh(group - near)], 1)
             k += count
+        if skipped:
+            done.append(base.new_zeros(n, self.config.latents - k, h, w))
         return torch.cat(done, 1)
 
     def coded(
@@ -438,14 +483,15 @@ class Autoregression(_Compact):
         *,
         channels: int | None = None,
         random: Random | None = None,
+        skipped: int = 0,
     ) -> Steps:
         """Anchors and others of each group: see :class:`tec.models.coding.Step`.
 
-        Of channels from ``channels`` on nothing is coded: they take their means, or what ``random``
-        draws.
+        The last ``skipped`` groups are 0. Of channels from ``channels`` on nothing is coded: they
+        take their means, or what ``random`` draws.
         """
         sent = self.config.latents if channels is None else channels
-        passes = self.passes(shape, rate, told)
+        passes = self.passes(shape, rate, told, skipped)
         try:
             wanted = next(passes)
             while True:
@@ -496,9 +542,12 @@ class CompactElic(Autoregression):
     def side(self, y: torch.Tensor, compression: float) -> dict[str, torch.Tensor]:
         return {}
 
-    def steps(self, shape: tuple[int, int, int], compression: float, rounder: Rounder) -> Steps:
+    def steps(
+        self, shape: tuple[int, int, int], compression: float, rounder: Rounder, skipped: int = 0
+    ) -> Steps:
         """Anchors and others of each group: see :class:`tec.models.coding.Step`."""
-        return (yield from self.coded(shape, self._rate(compression, shape[0]), rounder))
+        rate = self._rate(compression, shape[0])
+        return (yield from self.coded(shape, rate, rounder, skipped=skipped))
 
     def forward(
         self, x: torch.Tensor, rate: torch.Tensor, rounding=None
@@ -509,9 +558,27 @@ class CompactElic(Autoregression):
         return {"x_hat": self.transforms.decode(out["y_hat"], rate), "y": y, **out}
 
 
+def asinh(x: torch.Tensor) -> torch.Tensor:
+    """As `torch.asinh`, which is seven times as slow on processors."""
+    squares = x * x
+    return torch.log1p(x.abs() + squares / (1 + torch.sqrt(1 + squares))).copysign(x)
+
+
 def _size(terms: list[torch.Tensor], parity: int) -> Callable[[], np.ndarray]:
     """How large terms are, there and around: for `Rounder`."""
-    return lambda: _numpy(gather(F.max_pool2d(torch.stack(terms).abs().sum(0), 3, 1, 1), parity))
+    return lambda: _numpy(gather(_around(torch.stack(terms).abs().sum(0)), parity))
+
+
+def _around(x: torch.Tensor) -> torch.Tensor:
+    """The largest of 3 x 3 positions: as `F.max_pool2d`, which looks for indexes too."""
+    for axis in (2, 3):
+        last = x.shape[axis] - 1
+        out = x.clone()
+        for to, of in ((1, 0), (0, 1)):
+            part = out.narrow(axis, to, last)
+            torch.maximum(part, x.narrow(axis, of, last), out=part)
+        x = out
+    return x
 
 
 def _numpy(x: torch.Tensor) -> np.ndarray:

@@ -24,7 +24,15 @@ from ..entropy.portable import Margin
 from ..entropy.tables import Tables
 from ..errors import WeightsError
 from .coding import Past, Rounder, Step
-from .compact import Autoregression, Bottleneck, CompactConfig, CompactElic, Told, interpolate
+from .compact import (
+    Autoregression,
+    Bottleneck,
+    CompactConfig,
+    CompactElic,
+    Told,
+    asinh,
+    interpolate,
+)
 from .densities import Rounding
 from .tokens import TOKENS
 
@@ -96,7 +104,7 @@ class CompactTT(Autoregression):
         latents = len(self.log_scale)
         none = self.log_scale.new_zeros(n, latents, h, w)
         older, newer = [none] * (DATES - len(before)) + list(before)
-        seen = [self.embed(torch.asinh(y)) for y in (newer, older)]
+        seen = [self.embed(asinh(y)) for y in (newer, older)]
         hidden = self.join(torch.relu(torch.cat(seen, 1)))
         hidden = hidden + interpolate(self.rate_side, rate)[:, :, None, None]
         hidden = hidden + self.dates_side[len(before)][:, None, None]
@@ -146,18 +154,20 @@ class CompactTT(Autoregression):
         known: Tensor | None = None,
         sent: int = TOKENS,
         forecast: str = "mean",
+        skipped: int = 0,
     ) -> Generator[Step, np.ndarray, Decoded]:
         """The autoregression over one date; see :class:`tec.models.coding.TemporalModel`."""
         n = history.shape[0]
         rate = self._rate(compression, n)
         channels = self.sizes.qualities[sent][1] if self.repacked else None
         random = history.random() if forecast == "sample" else None
+        way: Any = {"channels": channels, "random": random, "skipped": skipped}
         if self.alone is not None and not history.latents:
-            steps = self.alone.coded(history.shape, rate, rounder, channels=channels, random=random)
+            steps = self.alone.coded(history.shape, rate, rounder, **way)
         else:
             step = self._step(rate)
             told = self.told([y / step for y in history.latents], history.shape, rate)
-            steps = self.coded(history.shape, rate, rounder, told, channels=channels, random=random)
+            steps = self.coded(history.shape, rate, rounder, told, **way)
         return Decoded((yield from steps))
 
     def restored(self, out: Decoded) -> Tensor:

@@ -249,7 +249,7 @@ class Elic(PublishedModel):
         side = self.latent_codec.hyper.h_s(channels_last(z_hat))  # (n, 2 M, h, w)
         n, _, h, w = side.shape
         side = rows(side)
-        colours = [torch.from_numpy(positions(h, w, parity)).to(side.device) for parity in (0, 1)]
+        colours = [torch.tensor(positions(h, w, parity), device=side.device) for parity in (0, 1)]
         done: list[Tensor] = []
         start = 0
         for k, size in enumerate(self.config.groups):
