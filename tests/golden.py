@@ -48,6 +48,9 @@ def inputs() -> dict[str, tuple[np.ndarray, dict]]:
     exact[:, 3] = scene(2, 1, 48, 37, seed=17)[:, 0]
     wide = np.pad(scene(2, 1, 48, 37, seed=18)[:, 0], [(0, 0), (4, 4), (4, 4)], mode="reflect")
     exact[:, 4] = np.rint(interpolated(cells_of(wide, 2), 2, 1, 0, (48, 37)))
+    contrasts = scene(3, 4, 32, 48, seed=19).astype(np.int64)
+    contrasts = 2000 + (contrasts - 2000) * np.array([1, 12, 4])[:, None, None, None] // 4
+    contrasts = contrasts.clip(0, 60000).astype(np.uint16)
     return {
         "none": (exact, {"model": "none", "max_error": [0, 0, 0] + [3] * 9, "nodata": 0}),
         "none-float": (
@@ -59,6 +62,7 @@ def inputs() -> dict[str, tuple[np.ndarray, dict]]:
             {"model": "tt", "compression": 60.0, "nodata": 0, "bands": four, "max_error": 90},
         ),
         "elic": (dn, {"compression": 20.0, "nodata": 0}),
+        "elic-groups": (contrasts, {"compression": 20.0, "bands": four}),
         "tt": (series, {"compression": 60.0, "nodata": 0, "bands": four}),
         "flex": (series, {"quality": [16, 5, 0, 9], "forecast": "sample", "bands": four}),
         "fp": (
@@ -83,12 +87,12 @@ def checkpoint(folder: Path) -> Path | None:
 def write(folder: Path, kind: str, chunk: np.ndarray, settings: dict) -> None:
     """One golden stream; refuses to overwrite."""
     folder.mkdir(parents=True)
-    settings = {"model": kind, **settings}
+    settings = {"model": kind.partition("-")[0], **settings}
     model, weights = settings["model"], checkpoint(folder)
     if weights is None and model != "none":
         seed = 20 if model == "tt" else 7  # one whose dates are told of others, and one not
         name = f"weights.{'pt' if model == 'flex' else 'safetensors'}"
-        weights = tiny.write(folder / name, model, seed)
+        weights = tiny.write(folder / name, model, seed, 0.02 if kind == "elic-groups" else 1.0)
     config = tec.CodecConfig(weights=str(weights or "builtin"), **settings)
     data = encode(chunk, config)
     (folder / "config.json").write_text(json.dumps(settings, indent=1) + "\n")

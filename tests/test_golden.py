@@ -48,6 +48,7 @@ def test_every_field_of_the_header_is_in_some_golden_stream():
     assert tec.peek(current("flex")).told == (0, 1, 2, 2)
     assert tec.peek(current("tt")).how == ()
     assert tec.peek(current("tt")).told == (0, 1, 2, 0)  # the encoder chose
+    assert [date.skipped for date in stream.unpack(current("elic-groups")).dates] == [1, 0, 0]
 
 
 def test_golden_bands_are_on_coarser_grids():

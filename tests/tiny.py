@@ -30,13 +30,18 @@ TT_CONFIG = CompactTTConfig(image=CONFIG, width=8, depth=1, side=4, qualities=QU
 PUBLISHED = tt.TTConfig(channels=(4, 4, 4, 64), width=48, heads=1, expansion=1, layers=(1, 1, 2))
 
 
-def write(path: Path, model: str = "elic", seed: int = 0) -> Path:
+def write(path: Path, model: str = "elic", seed: int = 0, weak: float = 1.0) -> Path:
     """A checkpoint of ``model`` at ``path``: .safetensors for a compact one ("flex" is written as
-    the "tt" that it is), .pt for a published "tt" or "flex"."""
+    the "tt" that it is), .pt for a published "tt" or "flex". The latents of the last channel group
+    are made ``weak`` times as large."""
     torch.manual_seed(seed)
     if path.suffix == ".pt":
         return _published(path, model)
     network = build(model, seed)
+    first = sum(CONFIG.groups[:-1])
+    for layer in (network.transforms.klt, network.transforms.analysis[-1]):
+        layer.weight[first:] *= weak
+        layer.bias[first:] *= weak
     config = TT_CONFIG if isinstance(network, CompactTT) else CONFIG
     tensors = {k: v.half().contiguous() for k, v in network.state_dict().items()}
     for name, values in scale_tables("logistic", CONFIG.grid.scales).to_arrays().items():
