@@ -5,11 +5,12 @@ from __future__ import annotations
 import gc
 import math
 import re
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
-from tec import StreamError, TecError, codec, stream
+from tec import StreamError, TecError, codec, memory, stream
 from tec.specials import as_bits, fill_value, nodata_value, unpack_specials
 
 from .corpus import Specimen
@@ -72,12 +73,18 @@ def check_packing(data: bytes) -> None:
 
 def _decoded(specimen: Specimen, data: bytes) -> tuple[np.ndarray | None, str, int]:
     """Pixels or the error in a few words, and by how much memory grew meanwhile."""
-    pixels, verdict, before = None, "", _reset_peak()
-    try:
-        pixels = codec.decode(data, weights=specimen.weights, device="cpu", max_samples=MAX_SAMPLES)
-    except TecError as error:
-        verdict = f"{type(error).__name__}: {_gist(error)}"
-    return pixels, verdict, _peak() - before
+    pixels, verdict = None, ""
+
+    def decode() -> None:
+        nonlocal pixels, verdict
+        options = {"weights": specimen.weights, "device": "cpu", "max_samples": MAX_SAMPLES}
+        try:
+            pixels = codec.decode(data, **options)
+        except TecError as error:
+            verdict = f"{type(error).__name__}: {_gist(error)}"
+
+    grown = growth(decode)
+    return pixels, verdict, grown
 
 
 def _refusal(specimen: Specimen, data: bytes) -> StreamError | None:
@@ -172,18 +179,32 @@ def _status(field: str) -> int:
     return 0
 
 
+def growth(call: Callable[[], object]) -> int:
+    """By how many bytes memory grows at most while this is called; 0 where the system does not
+    tell.
+
+    Neither what malloc keeps nor garbage that goes meanwhile may hide it.
+    """
+    gc.collect(0)
+    collected = gc.isenabled()
+    gc.disable()
+    try:
+        before = _reset_peak()
+        call()
+        return _status("VmHWM") - before if before else 0
+    finally:
+        if collected:
+            gc.enable()
+
+
 def _reset_peak() -> int:
     """What is resident now; the peak is counted from here. 0 where the system does not tell."""
-    gc.collect(0)
+    memory.trim()
     try:
         Path("/proc/self/clear_refs").write_text("5")
         return _status("VmRSS")
     except OSError:
         return 0
-
-
-def _peak() -> int:
-    return _status("VmHWM") if Path("/proc/self/status").exists() else 0
 
 
 def _valid_growth(specimen: Specimen, data: bytes) -> int:
@@ -196,6 +217,4 @@ def _valid_growth(specimen: Specimen, data: bytes) -> int:
     config = replace(specimen.config, weights=weights, weights_sha256=None, bands=None, scale=1.0)
     config = replace(config, sensor=header.config.sensor, bands=header.config.bands, nodata=None)
     valid = codec.encode(chunk, config, device="cpu")
-    before = _reset_peak()
-    codec.decode(valid, weights=specimen.weights, device="cpu")
-    return _peak() - before
+    return growth(lambda: codec.decode(valid, weights=specimen.weights, device="cpu"))

@@ -716,6 +716,17 @@ def test_what_is_kept_in_memory_is_bounded(
         weights.load("elic", weights="/nowhere", device="cpu", expect=digests[0], offered=True)
 
 
+def test_a_network_that_is_there_is_not_weighed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forget: Any
+) -> None:
+    """Every chunk asks for it; of what a process keeps it then is the last to go."""
+    files = [str(tiny.write(tmp_path / f"{k}.safetensors", "elic", k)) for k in range(2)]
+    first, second = (weights.load("elic", weights=file, device="cpu") for file in files)
+    monkeypatch.setattr(weights, "_nbytes", lambda network: pytest.fail("it was"))
+    assert weights.load("elic", weights=files[0], device="cpu") is first
+    assert list(weights._loaded.values()) == [second, first]
+
+
 def test_a_store_is_replaced_with_its_weights(tmp_path: Path, tiny_elic: Path) -> None:
     for zarr_format in (3, 2):
         write(tmp_path / "a.zarr", tiny_elic, overwrite=True, zarr_format=zarr_format)

@@ -45,7 +45,13 @@ def _set() -> None:
 
 def give_back() -> None:
     """After a task: what is free goes back to the system."""
-    if _is_set() and (libc := _libc()) is not None:
+    if _is_set():
+        trim()
+
+
+def trim() -> None:
+    """What malloc keeps for later goes back to the system, as far as glibc can."""
+    if (libc := _libc()) is not None:
         libc.malloc_trim(0)
 
 

@@ -276,9 +276,10 @@ _offered: OrderedDict[str, tuple[bytes, ...]] = OrderedDict()
 
 def _shared(key: tuple[str, str, str, str], make: Callable[[], CodecModel]) -> CodecModel:
     with _lock:
-        network = _loaded.get(key)
-        if network is None:
-            network = make()
+        if key in _loaded:  # as for every chunk: nothing is summed up
+            _loaded.move_to_end(key)
+            return _loaded[key]
+        network = make()
         _keep(_loaded, key, network, _nbytes)
         return network
 
