@@ -178,7 +178,7 @@ def test_figures_are_the_computed_ones(whole: Page, packed: Path) -> None:
             f"{100 * valid[:, i].mean():.3g} %",
             f"{decibels[i]:.2f}",
             *(
-                f"{value:.3g}".replace("-", "\N{MINUS SIGN}")
+                f"{value:#.3g}".replace("-", "\N{MINUS SIGN}")
                 for value in (np.sqrt((error**2).mean()), error.mean(), np.abs(error).mean())
             ),
             *[f"{np.abs(error).max():.3g}"] * 2,  # counted here, and when it was verified
@@ -188,7 +188,7 @@ def test_figures_are_the_computed_ones(whole: Page, packed: Path) -> None:
     dates = whole.rows("Date")
     assert list(dates) == ["2020-06-01", "2020-06-02"]
     error = (now - was)[1][valid[1]]
-    assert dates["2020-06-02"][2] == f"{np.sqrt((error**2).mean()):.3g}"
+    assert dates["2020-06-02"][2] == f"{np.sqrt((error**2).mean()):#.3g}"
     angles = spectral_angle(was, now)[valid.all(1)]
     assert f"{angles.mean():.3g}° on average, {angles.max():.3g}° at most" in whole.text
 

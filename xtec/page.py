@@ -660,9 +660,10 @@ def _cells(found: viewing.Figures, at: Any) -> list[str]:
         markup.percent(float(found.valid[at])),
         markup.decibels(float(found.psnr[at]), unit=False),
         *(
-            markup.number(float(values[at]))
-            for values in (found.rmse, found.bias, found.mean, found.largest)
+            markup.number(float(values[at]), aligned=True)
+            for values in (found.rmse, found.bias, found.mean)
         ),
+        markup.number(float(found.largest[at])),
     ]
 
 

@@ -213,7 +213,7 @@ def variable_rows(variable: dict[str, Any]) -> list[tuple[str, str]]:
             "nodata, offset, scale",
             f"{variable['nodata']}, {variable['offset']:g}, {variable['scale']:g}",
         ),
-        ("stream format", str(variable["format"])),
+        ("codec format", str(variable["format"])),
         ("size", f"{size} ({variable['ratio']:.1f} times smaller)"),
         ("bits per pixel per band", f"{variable['bpppb']:.4f}"),
     ]
