@@ -564,6 +564,7 @@ def test_what_verify_notes(tmp_path: Path) -> None:
     summary = part(6).tec.to_zarr(store, append_dim="time", verify=True, **QUIET)
     assert summary.verified.sound
     assert summary.verified.checked == 8
+    assert summary.verified.text().startswith("8 of 8 chunks decode")  # those appended
     note = look(LocalStore(store)).note()
     assert (note["chunks"], note["of"]) == (16, 20)
     errors = np.abs(xr.open_zarr(store).s2.astype(float) - scene().s2)
@@ -724,3 +725,18 @@ def test_the_command_line(
     assert "--resume" in text
     assert run("2.zarr", "--resume")[0] == 0
     same(out, scene())
+
+
+def test_shards_are_called_shards(tmp_path: Path) -> None:
+    store = tmp_path / "a.zarr"
+    options = {"max_error": 20, "chunks": {"time": 2, "y": 8, "x": 8}, "shards": {"y": 16, "x": 16}}
+    part(0, 4).tec.to_zarr(store, verify=True, **QUIET, **options)
+    noted = look(LocalStore(store)).note()
+    assert (noted["shards"], noted["of"]) == (8, 8)
+    assert "chunks" not in noted
+    summary = part(4, 6).tec.to_zarr(store, append_dim="time", verify=True, **QUIET)
+    assert "4 of 4 shards decode" in str(summary)
+    noted = look(LocalStore(store)).note()
+    assert (noted["shards"], noted["of"]) == (12, 12)
+    again = part(4, 6).tec.to_zarr(store, append_dim="time", resume=True, **QUIET)
+    assert "shards were there and whole" in str(again)

@@ -21,7 +21,7 @@ from .blocks import Target, each
 from .conform import check_packing, compare, encoded, fit
 from .existing import Existing, look, same_values, stored_in, total_size
 from .messages import quiet, warn
-from .objects import At, grid_of, keys_of, read_all, streams_in, unit_of
+from .objects import At, called, grid_of, keys_of, read_all, streams_in, unit_of
 from .ratecontrol import target_of
 from .regions import Write
 from .remote import name_of
@@ -307,7 +307,7 @@ class Append(Step):
         done = sum(map(len, kept.values()))
         total = sum(len(image.places) for image in self.images)
         if self.stop == self.old and done == total and not verify:
-            return Resumed(done, 0), None
+            return Resumed(done, 0, called(image.array for image in self.images)), None
         if self.stop > self.old:  # else only what is damaged is written, over itself
 
             async def clear() -> None:
@@ -371,14 +371,16 @@ class Append(Step):
         if old is None:
             assert verified is not None
             return {**verified.attribute(), "of": total}
-        count = max(old["chunks"] - rewritten, 0)
+        unit = called([self.cube.array])
+        before = old.pop("chunks", 0)  # of shards, too, that was the name once
+        count = max(old.pop(unit, before) - rewritten, 0)
         if verified is None:
-            return {**old, "chunks": count, "of": total}
+            return {unit: count, **old, "of": total}
         new = verified.attribute()
         return {
-            "chunks": count + new["chunks"],
+            unit: count + new[unit],
             "of": total,
-            "mean_error": _merged(old["mean_error"], new["mean_error"], (count, new["chunks"])),
+            "mean_error": _merged(old["mean_error"], new["mean_error"], (count, new[unit])),
             "max_error": _merged(old["max_error"], new["max_error"], None),
             **_repaired(old, new),
         }

@@ -32,6 +32,12 @@ def unit_of(array: zarr.Array) -> tuple[int, ...]:
     return array.shards or array.chunks
 
 
+def called(arrays: Iterable[zarr.Array]) -> str:
+    """What their objects are, for people: "chunks", "shards", or both."""
+    found = {"chunks" if array.shards is None else "shards" for array in arrays}
+    return " and ".join(sorted(found))
+
+
 def grid_of(array: zarr.Array) -> tuple[int, ...]:
     """How many objects there are along each axis."""
     return tuple(-(-size // n) for size, n in zip(array.shape, unit_of(array), strict=True))

@@ -628,7 +628,8 @@ class _Page:
         found = self.said.get("verified")
         if not isinstance(found, dict):
             return "no (xtec verify STORE --against SOURCE does it)"
-        text = f"{found.get('chunks')} of {found.get('of')} chunks, when the store was written"
+        unit = "shards" if "shards" in found else "chunks"
+        text = f"{found.get(unit)} of {found.get('of')} {unit}, when the store was written"
         repaired = found.get("repaired")
         return f"{text}; {repaired} were written again" if repaired else text
 
