@@ -26,7 +26,7 @@ from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore, MemoryStore, WrapperStore
 
 from xtec import cli
-from xtec.existing import look
+from xtec.existing import Existing, look
 from xtec.report import describe
 from xtec.resume import Resumed
 
@@ -740,3 +740,28 @@ def test_shards_are_called_shards(tmp_path: Path) -> None:
     assert (noted["shards"], noted["of"]) == (12, 12)
     again = part(4, 6).tec.to_zarr(store, append_dim="time", resume=True, **QUIET)
     assert "shards were there and whole" in str(again)
+
+
+@forms
+def test_what_an_append_has_left_is_told_and_not_counted(
+    tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = written(tmp_path / "a.zarr", form=form)
+    (before,) = describe(store)["variables"]
+    assert before["warnings"] == []
+    with monkeypatch.context() as patch:
+        patch.setattr(Existing, "commit", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            part(4).tec.to_zarr(store, append_dim="time", **QUIET)
+    (after,) = describe(store)["variables"]
+    assert after["bytes_out"] == before["bytes_out"]
+    (remark,) = after["warnings"]
+    unit, count = ("shards", 2) if form == "shards" else ("chunks", 12)
+    assert f"{count} {unit} lie beyond its end (such as s2/" in remark
+    assert "resume=True" in remark
+    part(4).tec.to_zarr(store, append_dim="time", resume=True, **QUIET)
+    assert describe(store)["variables"][0]["warnings"] == []
+
+
+def interrupted(*_: Any) -> None:
+    raise KeyboardInterrupt

@@ -19,9 +19,18 @@ from zarr.core.sync import sync
 from .adding import Image, Step, along, array_of, blocks_of, is_image, named
 from .blocks import Target, each
 from .conform import check_packing, compare, encoded, fit
-from .existing import Existing, look, same_values, stored_in, total_size
+from .existing import Existing, look, same_values, stored_in
 from .messages import quiet, warn
-from .objects import At, called, grid_of, keys_of, read_all, streams_in, unit_of
+from .objects import (
+    At,
+    called,
+    grid_of,
+    keys_of,
+    read_all,
+    streams_in,
+    total_size,
+    unit_of,
+)
 from .ratecontrol import target_of
 from .regions import Write
 from .remote import name_of

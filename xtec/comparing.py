@@ -522,12 +522,13 @@ def _bpppb(back: Any, stored: Any, pair: Pair, explicit: bool) -> float | None:
     if place is None and isinstance(back, xr.Dataset):
         place = back.encoding.get("source")
     if place is not None:
+        from .objects import stored_bytes
         from .report import compressed_arrays
 
         try:
             _, arrays, ours = compressed_arrays(place)
             name = pair.back.data.name if pair.back.data.name in ours else next(iter(ours))
-            return quality.bpppb(arrays[name].nbytes_stored(), arrays[name].size)
+            return quality.bpppb(stored_bytes(arrays[name])[0], arrays[name].size)
         except (OSError, ValueError):
             if stored is not None or explicit:
                 raise
