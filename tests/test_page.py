@@ -418,6 +418,10 @@ def test_a_sample_of_a_large_cube(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (image,) = found.images("B02, 2020-06-06, decoded")[:1]
     assert image.shape[:2] == (32, 48)
     assert image[..., 3].any()  # the window lies where there are pixels
+    read.clear()
+    least = made(source, path, tmp_path, dates=2, budget=1, overwrite=True)
+    assert "errors were counted in 1 of 270 blocks" in least.text
+    assert 1 + 2 <= len(read) <= 1 + 2 + 3 * 4  # a block counted, one for each date drawn
 
 
 def test_small_pictures_of_a_large_cube(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

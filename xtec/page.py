@@ -64,7 +64,9 @@ def report(
     dates : int
         How many to draw, spread evenly over the series.
     budget : float or str
-        Bytes of pixels to decode, such as "500MB"; as many of the source are read.
+        Bytes of pixels to decode, such as "500MB"; as many of the source are read. However small
+        it is, one block (a chunk, or several up to 512 x 512 pixels) is counted, and one for each
+        date that is drawn.
     overwrite : bool
         Replace what is at ``path``.
     progress : bool
