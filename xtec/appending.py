@@ -18,6 +18,7 @@ from zarr.core.sync import sync
 
 from .adding import Image, Step, along, array_of, blocks_of, is_image, named
 from .blocks import Target, each
+from .claim import Claim
 from .conform import check_packing, compare, encoded, fit
 from .existing import Existing, look, same_values, stored_in
 from .messages import quiet, warn
@@ -97,13 +98,17 @@ def add(
         )
     started = time.perf_counter()
     with quiet():
-        there = look(target, None if append_dim is None else str(append_dim))
         step: Append | Write
         if region is None:
-            step = Append(obj, there, str(append_dim), options, resume)
+            dim = str(append_dim)
+            with Claim(target, look(target, dim).name, resume) as claim:
+                there = look(target, dim)  # as whoever held it before has left it
+                step = Append(obj, there, dim, options, resume, claim)
+                resumed, verified = step.go(verify, progress)
         else:
+            there = look(target)
             step = Write(obj, there, region, options, resume)
-        resumed, verified = step.go(verify, progress)
+            resumed, verified = step.go(verify, progress)
     data, config = step.cube, there.codec.config
     size = total_size(target, [*keys_of(data.array, there.name, data.places).values()])
     from .writing import Summary
@@ -136,6 +141,7 @@ class Append(Step):
         dim: str,
         options: Mapping[str, Any],
         resume: bool,
+        claim: Claim,
     ) -> None:
         dims = there.dims(there.name)
         if dim not in dims or there.codec.dims[dims.index(dim)] != "time":
@@ -143,7 +149,7 @@ class Append(Step):
             raise ValueError(
                 f"append_dim is {dim!r}: {there} can be appended to along {times or 'nothing'}"
             )
-        self.there, self.dim, self.resume = there, dim, resume
+        self.there, self.dim, self.resume, self.claim = there, dim, resume, claim
         variables = fit(obj, there, options)
         lacking = sorted(
             str(n) for n, v in there.view.variables.items() if dim in v.dims and n not in variables
@@ -327,6 +333,7 @@ class Append(Step):
             self._write_small()
         overlay = there.overlay(dim, self.stop, frozenset(anew | set(stray)))
         resumed, verified = self.write(overlay, kept, verify, progress)
+        self.claim.check()
         there.commit(there.lengthened(dim, self.stop, self._note(verified)))
         return resumed, verified
 
