@@ -63,7 +63,7 @@ class Claim:
                     f"another append to {name_of(self._store)} was begun at {found.get('begun')} "
                     f"by process {found.get('process')} of {found.get('host')}, and has not ended: "
                     "let it end; if it was interrupted, resume=True with the same dates goes on "
-                    f"with it, and without {self._key} in the store there was none"
+                    f"with it, or delete {self._key} in the store to append others"
                 )
             sync(self._store.set(self._key, data))
         _running.add(self._id)
