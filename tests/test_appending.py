@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -26,7 +29,9 @@ from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore, MemoryStore, WrapperStore
 
 from xtec import cli
-from xtec.existing import look
+from xtec.appending import Append
+from xtec.claim import Claim
+from xtec.existing import Existing, look
 from xtec.report import describe
 from xtec.resume import Resumed
 
@@ -37,6 +42,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "shards": {"shards": {"time": 4, "y": 32, "x": 32}},
     "format 2": {"zarr_format": 2},
 }
+CLAIM = "s2/append.partial"
 forms = pytest.mark.parametrize("form", FORMS)
 
 
@@ -200,8 +206,9 @@ def test_packed_floats(tmp_path: Path, zarr_format: int) -> None:
 
 
 def refused(store: Any, ds: Any, message: str, **options: Any) -> None:
-    """With nothing changed."""
+    """With nothing changed, but that a claim without an append is gone."""
     before = contents(store)
+    before.pop(CLAIM, None)
     with pytest.raises(ValueError, match=message):
         ds.tec.to_zarr(store, **{"append_dim": "time", **QUIET, **options})
     assert contents(store) == before
@@ -448,7 +455,7 @@ def test_at_every_moment_a_store_is_the_old_or_the_new_one(
             again = copy(left)._store
             assert append(left, resume=True).resumed.whole <= 2 * rows
             assert contents(left) == wanted, moment
-            if moment % 4 == 0:
+            if moment % 4 == 0 and lengths[-1] != 7:
                 append(again)
                 assert contents(again) == wanted, moment
         assert lengths.count(first) > writes // 2
@@ -564,6 +571,7 @@ def test_what_verify_notes(tmp_path: Path) -> None:
     summary = part(6).tec.to_zarr(store, append_dim="time", verify=True, **QUIET)
     assert summary.verified.sound
     assert summary.verified.checked == 8
+    assert summary.verified.text().startswith("8 of 8 chunks decode")  # those appended
     note = look(LocalStore(store)).note()
     assert (note["chunks"], note["of"]) == (16, 20)
     errors = np.abs(xr.open_zarr(store).s2.astype(float) - scene().s2)
@@ -724,3 +732,123 @@ def test_the_command_line(
     assert "--resume" in text
     assert run("2.zarr", "--resume")[0] == 0
     same(out, scene())
+
+
+def test_shards_are_called_shards(tmp_path: Path) -> None:
+    store = tmp_path / "a.zarr"
+    options = {"max_error": 20, "chunks": {"time": 2, "y": 8, "x": 8}, "shards": {"y": 16, "x": 16}}
+    part(0, 4).tec.to_zarr(store, verify=True, **QUIET, **options)
+    noted = look(LocalStore(store)).note()
+    assert (noted["shards"], noted["of"]) == (8, 8)
+    assert "chunks" not in noted
+    summary = part(4, 6).tec.to_zarr(store, append_dim="time", verify=True, **QUIET)
+    assert "4 of 4 shards decode" in str(summary)
+    noted = look(LocalStore(store)).note()
+    assert (noted["shards"], noted["of"]) == (12, 12)
+    again = part(4, 6).tec.to_zarr(store, append_dim="time", resume=True, **QUIET)
+    assert "shards were there and whole" in str(again)
+
+
+@forms
+def test_what_an_append_has_left_is_told_and_not_counted(
+    tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = written(tmp_path / "a.zarr", form=form)
+    (before,) = describe(store)["variables"]
+    assert before["warnings"] == []
+    with monkeypatch.context() as patch:
+        patch.setattr(Existing, "commit", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            part(4).tec.to_zarr(store, append_dim="time", **QUIET)
+    (after,) = describe(store)["variables"]
+    assert after["bytes_out"] == before["bytes_out"]
+    (remark,) = after["warnings"]
+    unit, count = ("shards", 2) if form == "shards" else ("chunks", 12)
+    assert f"{count} {unit} lie beyond its end (such as s2/" in remark
+    assert "resume=True" in remark
+    part(4).tec.to_zarr(store, append_dim="time", resume=True, **QUIET)
+    assert describe(store)["variables"][0]["warnings"] == []
+
+
+def interrupted(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+# two at a time
+
+
+def claimed(store: Path, **said: Any) -> None:
+    """As an append leaves it that has not ended."""
+    here = {"id": "0", "host": socket.gethostname(), "process": os.getppid(), "begun": "today"}
+    (store / CLAIM).write_text(json.dumps({**here, **said}))
+
+
+def test_a_second_append_waits_for_the_first(tmp_path: Path) -> None:
+    store = written(tmp_path / "a.zarr")
+    with Claim(LocalStore(store), "s2", take_over=False) as first:
+        before = contents(store)
+        with pytest.raises(ValueError, match=r"another append .*has not ended.*resume=True"):
+            part(4).tec.to_zarr(store, append_dim="time", **QUIET)
+        assert contents(store) == before
+        assert xr.open_zarr(store, consolidated=False).sizes["time"] == 4, "readers do not mind"
+        part(4).tec.to_zarr(store, append_dim="time", resume=True, **QUIET)
+        with pytest.raises(RuntimeError, match=r"another append .*has taken over"):
+            first.check()
+    assert CLAIM not in contents(store)
+    same(store, scene())
+
+
+@pytest.mark.parametrize(
+    ("said", "ended"),
+    [
+        ({}, False),  # of a process that runs
+        ({"host": "elsewhere"}, False),
+        ({"process": None}, False),
+        ({"process": os.getpid()}, True),  # before this one got its number
+        ({"process": "gone"}, True),
+        (None, True),
+    ],
+)
+def test_claims_of_processes_that_are_gone_do_not_count(
+    tmp_path: Path, said: dict[str, Any] | None, ended: bool
+) -> None:
+    store = written(tmp_path / "a.zarr")
+    if said is None:
+        (store / CLAIM).write_text("{")
+    else:
+        if said.get("process") == "gone":
+            with subprocess.Popen([sys.executable, "-c", ""]) as child:
+                said = {"process": child.pid}
+        claimed(store, **said)
+    if not ended:
+        with pytest.raises(ValueError, match=r"has not ended.* s2/append\.partial"):
+            part(4).tec.to_zarr(store, append_dim="time", **QUIET)
+        (store / CLAIM).unlink()
+    part(4).tec.to_zarr(store, append_dim="time", **QUIET)
+    assert CLAIM not in contents(store)
+    same(store, scene())
+
+
+def test_an_append_that_was_taken_over_commits_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = written(tmp_path / "a.zarr")
+    write = Append.write
+
+    def overtaken(*args: Any) -> Any:
+        found = write(*args)
+        claimed(store)
+        return found
+
+    monkeypatch.setattr(Append, "write", overtaken)
+    with pytest.raises(RuntimeError, match=r"has taken over .process .* of .*today.*without its"):
+        part(4).tec.to_zarr(store, append_dim="time", **QUIET)
+    assert json.loads((store / CLAIM).read_text())["id"] == "0", "it is not ours"
+    same(store, part(0, 4))
+
+
+def test_what_a_claim_leaves_is_left_over(tmp_path: Path) -> None:
+    store = written(tmp_path / "a.zarr")
+    claimed(store)
+    part(0, 4).tec.to_zarr(store, resume=True, **QUIET, **EXACT)
+    assert CLAIM not in contents(store)

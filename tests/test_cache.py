@@ -292,11 +292,19 @@ def test_sizes(text: Any, size: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["much", -1, "-1 GB", "1 parsec", float("nan"), (5,)])
-def test_what_is_no_size(text: Any) -> None:
+def test_what_is_no_size_is_refused_when_it_is_set(text: Any) -> None:
+    settings.cache = "1 MB"
+    with pytest.raises(ValueError, match=r"xtec.settings.cache .*must be a number of bytes") as e:
+        settings.cache = text
+    assert repr(text) in str(e.value)
+    assert settings.cache == "1 MB"
+
+
+def test_what_the_environment_says_is_looked_at_when_it_is_used() -> None:
     array = create(CHUNK, serializer=exact())
     array[:] = PIXELS
-    settings.cache = text
-    with pytest.raises(ValueError, match=r"xtec.settings.cache .*must be a number of bytes"):
+    vars(settings)["cache"] = "lots"
+    with pytest.raises(ValueError, match=r"xtec.settings.cache \(XTEC_CACHE\) is 'lots'"):
         array[:]
 
 

@@ -220,6 +220,24 @@ def test_each_block_of_both_is_read_once_and_no_large_one_is_made(pair: tuple) -
     assert first.chunks == ((3,), (4,), (20, 20), (36,))
 
 
+def test_later_it_is_the_same_in_one_pass(pair: tuple) -> None:
+    seen: dict[str, list[int]] = {"ours": [], "theirs": []}
+    chunks = {"time": 2, "band": 3, "y": 16, "x": 20}
+    a, b = (counting(p, chunks, read) for p, read in zip(pair, seen.values(), strict=True))
+    names = [name for name in METRICS if name != "bpppb"]
+    later = compared(a, b, metrics=names, compute=False)
+    assert seen == {"ours": [], "theirs": []}
+    assert all(isinstance(v.data, dask.array.Array) for v in later.data_vars.values())
+    now = later.compute()
+    assert [sum(read) for read in seen.values()] == [a.size, b.size]
+    expected = compared(*(x.chunk(chunks) for x in pair), metrics=names)  # tiles of MS-SSIM
+    assert set(expected.attrs) - set(now.attrs) == {"psnr", "rmse", "max_error"}
+    xr.testing.assert_allclose(now, expected.drop_attrs(deep=False))
+    for name in names:
+        assert now[name].attrs == expected[name].attrs
+    assert now.max_error.equals(expected.max_error)
+
+
 def test_blocks_too_large_to_join_are_cut_and_said() -> None:
     dates = dask.array.zeros((4, 12, 10980, 10980), dtype="uint16", chunks=(1, 1, 10980, 10980))
     small = dask.array.zeros(dates.shape, dtype="uint16", chunks=(4, 12, 1024, 1024))

@@ -140,7 +140,8 @@ def test_a_difference_is_reported(
 
 
 @pytest.mark.parametrize(
-    "name", ["bandvars", "compression", "quality", "writing", "accessor", "layout", "__init__"]
+    "name",
+    ["bandvars", "compression", "quality", "writing", "accessor", "layout", "markup", "__init__"],
 )
 def test_examples_in_docstrings(name: str) -> None:
     module = importlib.import_module("xtec" if name == "__init__" else f"xtec.{name}")

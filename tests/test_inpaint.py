@@ -286,6 +286,10 @@ def test_floats_as_they_are_shown(weights: dict[str, str], tmp_path: Path) -> No
     [
         ({"mask": "clouds"}, "there is no coordinate 'clouds'"),
         ({"mask": 3}, "mask is int"),
+        (
+            {"mask": lambda da: da.isel(band=0).values > 3},
+            r"xr.DataArray\(mask, dims=\('time', 'y', 'x'\)\)",
+        ),
         ({"mask": lambda da: da.isel(band=0, drop=True) * 1.0}, "it must be bool"),
         ({"mask": lambda da: da > 3}, "has a band axis"),
         ({"mask": lambda da: da.isel(band=0, time=0, drop=True) > 3}, "and no time"),
@@ -344,3 +348,29 @@ def test_the_benchmarks_other_ways() -> None:
     np.testing.assert_allclose(found["harmonic fit"][3, 0, 1], 1000 - 200, atol=100)
     shares = benchmark.masks((3, 64, 64), np.random.default_rng(0)).mean(axis=(1, 2))
     assert ((shares > 0.09) & (shares < 0.51)).all()
+
+
+@pytest.mark.parametrize("dim", ["y", "x", "time"])
+def test_a_mask_on_other_coordinates_says_what_helps(dim: str) -> None:
+    """And that does help: the code in the message is run."""
+    data, scl = cloudy()
+    mask = scl.isin([3, 8, 9, 10]).rename(None)
+    if dim == "time":
+        days = 5 * np.arange(data.sizes["time"])
+        times = (np.datetime64("2020-01-01") + days).astype("M8[ns]")
+        cube = data.assign_coords(time=times)
+        mask = mask.assign_coords(time=times + np.timedelta64(7, "s"))
+        names = ("mask.reindex(time=cube.time, method='nearest')",)
+        said = "the mask has other dates"
+    else:
+        places = 10.0 * np.arange(data.sizes[dim])
+        cube = data.assign_coords({dim: places})
+        mask = mask.assign_coords({dim: places + 8})
+        names = (f"mask.reindex({dim}=cube.{dim}, method='nearest')", f"mask.drop_vars({dim!r})")
+        said = f"the mask lies elsewhere along {dim!r}"
+    with pytest.raises(ValueError, match=said) as caught:
+        cube.tec.inpainted(mask)
+    for code in names:
+        assert code in str(caught.value)
+        found = cube.tec.inpainted(eval(code, {"mask": mask, "cube": cube}))
+        assert found.shape == mask.shape

@@ -178,7 +178,7 @@ def test_figures_are_the_computed_ones(whole: Page, packed: Path) -> None:
             f"{100 * valid[:, i].mean():.3g} %",
             f"{decibels[i]:.2f}",
             *(
-                f"{value:.3g}".replace("-", "\N{MINUS SIGN}")
+                f"{value:#.3g}".replace("-", "\N{MINUS SIGN}")
                 for value in (np.sqrt((error**2).mean()), error.mean(), np.abs(error).mean())
             ),
             *[f"{np.abs(error).max():.3g}"] * 2,  # counted here, and when it was verified
@@ -188,7 +188,7 @@ def test_figures_are_the_computed_ones(whole: Page, packed: Path) -> None:
     dates = whole.rows("Date")
     assert list(dates) == ["2020-06-01", "2020-06-02"]
     error = (now - was)[1][valid[1]]
-    assert dates["2020-06-02"][2] == f"{np.sqrt((error**2).mean()):.3g}"
+    assert dates["2020-06-02"][2] == f"{np.sqrt((error**2).mean()):#.3g}"
     angles = spectral_angle(was, now)[valid.all(1)]
     assert f"{angles.mean():.3g}° on average, {angles.max():.3g}° at most" in whole.text
 
@@ -418,6 +418,10 @@ def test_a_sample_of_a_large_cube(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (image,) = found.images("B02, 2020-06-06, decoded")[:1]
     assert image.shape[:2] == (32, 48)
     assert image[..., 3].any()  # the window lies where there are pixels
+    read.clear()
+    least = made(source, path, tmp_path, dates=2, budget=1, overwrite=True)
+    assert "errors were counted in 1 of 270 blocks" in least.text
+    assert 1 + 2 <= len(read) <= 1 + 2 + 3 * 4  # a block counted, one for each date drawn
 
 
 def test_small_pictures_of_a_large_cube(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

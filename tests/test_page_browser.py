@@ -23,7 +23,7 @@ BANDS = ["B02", "B03", "B04", "B08"]
 HOSTILE = "<script>document.title = 'mine'</script><img src=x onerror=\"document.title = 'mine'\">"
 
 sync_api = pytest.importorskip(
-    "playwright.sync_api", reason="playwright is not installed: pip install 'xtec[browser]'"
+    "playwright.sync_api", reason="playwright is not installed: pip install 'xtec[test]'"
 )
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="there is no chromium on PATH: install it, or set CHROMIUM to its path"

@@ -375,3 +375,19 @@ def test_real_cubes_come_out_as_predicted(tmp_path: Path) -> None:
     ratio = summary.bytes_in / sum(f.stat().st_size for f in files)
     assert abs(found.ratio / ratio - 1) < found.ratio_error + 0.02
     assert abs(found.psnr - psnr) < found.psnr_error + 0.05
+
+
+def test_a_path_is_opened(tmp_path: Path) -> None:
+    path = tmp_path / "a.zarr"
+    cube().to_dataset().to_zarr(path, zarr_format=2)
+    for given in (path, str(path)):
+        found = xtec.plan(given, max_error=0)
+        assert found.shape == {"time": 2, "band": 3, "y": 20, "x": 24}
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        xtec.plan(tmp_path / "b.zarr")
+
+
+@pytest.mark.parametrize("function", [xtec.compress, lambda obj: xtec.to_zarr(obj, "b.zarr")])
+def test_others_take_no_path_and_say_so(function: Any) -> None:
+    with pytest.raises(ValueError, match="not str: open the data with xarray first"):
+        function("a.zarr")

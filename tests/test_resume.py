@@ -153,9 +153,9 @@ def test_only_what_is_missing_is_read_and_written(
     assert contents(store) == files
     assert read == [2]
     assert summary.resumed.written == 1
-    assert f"{summary.resumed.whole} of {summary.resumed.whole + 1} chunks were there" in str(
-        summary
-    )
+    unit = "chunks and shards" if job == "shards" else "chunks"
+    total = summary.resumed.whole + 1
+    assert f"{summary.resumed.whole} of {total} {unit} were there" in str(summary)
     touched = {key for key in before if (store / key).stat().st_mtime_ns != before[key]}
     block = {key for key in files if key.startswith(("s2/c/1/", "s2/1."))}
     assert touched <= {*root_of(files), *block}
@@ -174,7 +174,8 @@ def test_a_complete_store_is_left_alone(
     assert not read
     assert before == {key: (store / key).stat().st_mtime_ns for key in before}
     assert summary.resumed == Resumed(sum(is_chunk(key) for key in whole(job)), 0)
-    assert "chunks were there and whole" in str(summary)
+    unit = "chunks and shards" if job == "shards" else "chunks"
+    assert f"{unit} were there and whole" in str(summary)
 
 
 def is_chunk(key: str) -> bool:

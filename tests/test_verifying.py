@@ -67,7 +67,7 @@ def test_a_sound_store_is_found_sound_and_its_errors_are_noted(
         np.testing.assert_array_equal(found.max_error, worst)
     noted = json.loads(back.s2.attrs[ATTRIBUTE])["verified"]
     assert noted == found.attribute()
-    assert noted["chunks"] == noted["of"]
+    assert noted["shards" if job == "shards" else "chunks"] == noted["of"]
     (again,) = verify(store, cube)
     np.testing.assert_array_equal(again.max_error, found.max_error)
     assert np.isnan(verify(store)[0].max_error).all()  # no source, no errors
@@ -256,6 +256,10 @@ def test_text_of_what_was_found() -> None:
     found = Verified("s2", 5, ("B02", "B03"), checked=2)
     found.add(np.full((1, 2, 1, 1), 2.0), np.ones((1, 2, 1, 1), bool))
     assert found.text() == "2 of 5 chunks decode; largest error 2 DN (B02)"
+    found.unit = "shards"
+    assert found.text() == "2 of 5 shards decode; largest error 2 DN (B02)"
+    assert found.attribute()["shards"] == 2
+    found.unit = "chunks"
     found.missing.append("s2/c/0")
     assert found.text() == "0 damaged and 1 missing of 2 chunks looked at (5 there should be)"
 

@@ -17,7 +17,7 @@ from .blocks import Job, Target, each, run
 from .dims import role_of
 from .existing import Existing
 from .grid import align
-from .objects import At, Region, grid_of, unit_of
+from .objects import At, Region, called, grid_of, unit_of
 from .resume import Resumed, damaged_among
 from .verifying import Verified, conclude, looking
 
@@ -108,8 +108,8 @@ class Step:
         if verify:
             (mine,) = (p for p, job in zip(parts, jobs, strict=True) if job.look is not None)
             # its metadata are not the store's: what is noted there is up to who writes them
-            verified = conclude(overlay, there.name, mine)
-        return Resumed(whole, written), verified
+            verified = conclude(overlay, there.name, mine, len(self.cube.places))
+        return Resumed(whole, written, called(image.array for image in self.images)), verified
 
     def go(self, verify: bool | str, progress: bool) -> tuple[Resumed, Verified | None]:
         raise NotImplementedError

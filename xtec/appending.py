@@ -18,10 +18,20 @@ from zarr.core.sync import sync
 
 from .adding import Image, Step, along, array_of, blocks_of, is_image, named
 from .blocks import Target, each
+from .claim import Claim
 from .conform import check_packing, compare, encoded, fit
-from .existing import Existing, look, same_values, stored_in, total_size
+from .existing import Existing, look, same_values, stored_in
 from .messages import quiet, warn
-from .objects import At, grid_of, keys_of, read_all, streams_in, unit_of
+from .objects import (
+    At,
+    called,
+    grid_of,
+    keys_of,
+    read_all,
+    streams_in,
+    total_size,
+    unit_of,
+)
 from .ratecontrol import target_of
 from .regions import Write
 from .remote import name_of
@@ -88,13 +98,17 @@ def add(
         )
     started = time.perf_counter()
     with quiet():
-        there = look(target, None if append_dim is None else str(append_dim))
         step: Append | Write
         if region is None:
-            step = Append(obj, there, str(append_dim), options, resume)
+            dim = str(append_dim)
+            with Claim(target, look(target, dim).name, resume) as claim:
+                there = look(target, dim)  # as whoever held it before has left it
+                step = Append(obj, there, dim, options, resume, claim)
+                resumed, verified = step.go(verify, progress)
         else:
+            there = look(target)
             step = Write(obj, there, region, options, resume)
-        resumed, verified = step.go(verify, progress)
+            resumed, verified = step.go(verify, progress)
     data, config = step.cube, there.codec.config
     size = total_size(target, [*keys_of(data.array, there.name, data.places).values()])
     from .writing import Summary
@@ -127,6 +141,7 @@ class Append(Step):
         dim: str,
         options: Mapping[str, Any],
         resume: bool,
+        claim: Claim,
     ) -> None:
         dims = there.dims(there.name)
         if dim not in dims or there.codec.dims[dims.index(dim)] != "time":
@@ -134,7 +149,7 @@ class Append(Step):
             raise ValueError(
                 f"append_dim is {dim!r}: {there} can be appended to along {times or 'nothing'}"
             )
-        self.there, self.dim, self.resume = there, dim, resume
+        self.there, self.dim, self.resume, self.claim = there, dim, resume, claim
         variables = fit(obj, there, options)
         lacking = sorted(
             str(n) for n, v in there.view.variables.items() if dim in v.dims and n not in variables
@@ -307,7 +322,7 @@ class Append(Step):
         done = sum(map(len, kept.values()))
         total = sum(len(image.places) for image in self.images)
         if self.stop == self.old and done == total and not verify:
-            return Resumed(done, 0), None
+            return Resumed(done, 0, called(image.array for image in self.images)), None
         if self.stop > self.old:  # else only what is damaged is written, over itself
 
             async def clear() -> None:
@@ -318,6 +333,7 @@ class Append(Step):
             self._write_small()
         overlay = there.overlay(dim, self.stop, frozenset(anew | set(stray)))
         resumed, verified = self.write(overlay, kept, verify, progress)
+        self.claim.check()
         there.commit(there.lengthened(dim, self.stop, self._note(verified)))
         return resumed, verified
 
@@ -371,14 +387,16 @@ class Append(Step):
         if old is None:
             assert verified is not None
             return {**verified.attribute(), "of": total}
-        count = max(old["chunks"] - rewritten, 0)
+        unit = called([self.cube.array])
+        before = old.pop("chunks", 0)  # of shards, too, that was the name once
+        count = max(old.pop(unit, before) - rewritten, 0)
         if verified is None:
-            return {**old, "chunks": count, "of": total}
+            return {unit: count, **old, "of": total}
         new = verified.attribute()
         return {
-            "chunks": count + new["chunks"],
+            unit: count + new[unit],
             "of": total,
-            "mean_error": _merged(old["mean_error"], new["mean_error"], (count, new["chunks"])),
+            "mean_error": _merged(old["mean_error"], new["mean_error"], (count, new[unit])),
             "max_error": _merged(old["max_error"], new["max_error"], None),
             **_repaired(old, new),
         }

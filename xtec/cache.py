@@ -17,7 +17,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future
-from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -123,7 +122,7 @@ def limit() -> int:
     ValueError
         It is no size.
     """
-    return _parsed(settings.cache)
+    return settings.cache_bytes(settings.cache)
 
 
 def held() -> Held:
@@ -136,22 +135,6 @@ def clear() -> None:
     """Keep nothing of what was decoded until now."""
     with _lock:
         _shrink(0)
-
-
-@lru_cache(8)
-def _parsed(value: int | str) -> int:
-    from dask.utils import parse_bytes
-
-    try:
-        size = parse_bytes(value or 0)
-    except (AttributeError, TypeError, ValueError, OverflowError):
-        size = -1
-    if size < 0:
-        raise ValueError(
-            f"xtec.settings.cache (XTEC_CACHE) is {value!r}: it must be a number of bytes, or text "
-            "such as '1 GB'; 0 keeps nothing"
-        )
-    return size
 
 
 def _pass(coder: ChunkCoder, dtype: np.dtype, flights: list[_Flight], most: int) -> None:

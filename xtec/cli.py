@@ -433,7 +433,12 @@ def report(
     store: Annotated[str, typer.Argument(metavar="STORE", help="Store that xtec has written.")],
     out: Annotated[str, typer.Option("-o", "--out", help="The page, one file.")] = "report.html",
     dates: Annotated[int, typer.Option(help="Dates to draw, spread evenly.")] = 4,
-    budget: Annotated[str, typer.Option(help="Pixels to decode, such as 500MB or 10GB.")] = "2GB",
+    budget: Annotated[
+        str,
+        typer.Option(
+            help="Pixels to decode, such as 500MB or 10GB; at least a chunk, and one a date drawn."
+        ),
+    ] = "2GB",
     overwrite: _Overwrite = False,
 ) -> None:
     """Show on an HTML page what was kept and what was lost."""

@@ -75,6 +75,7 @@ def compare(
     scale: float | None = None,
     nodata: int | float | str | None = "auto",
     progress: bool = True,
+    compute: bool = True,
 ) -> xr.Dataset:
     """How far what was read back is from its source, for each band and date.
 
@@ -98,10 +99,14 @@ def compare(
         carries says it.
     progress : bool
         Show a bar, in a terminal or a notebook.
+    compute : bool
+        False: return Dask-backed variables, and read no pixels yet. All come from the same graph:
+        ``.compute()`` of the Dataset is one pass over both cubes, of each variable by itself a pass
+        each.
 
     Returns
     -------
-    Dataset, in memory
+    Dataset, in memory unless ``compute=False``
         With dimensions (band, time); bands have their canonical names. Errors are those of pixels
         that are valid in both, in DN; NaN where there is none.
 
@@ -120,7 +125,8 @@ def compare(
         - lost, added: share of valid pixels that came back as nodata, and of nodata pixels that
           came back with a value. Both are 0 unless something between the two did it
 
-        The attributes psnr, rmse and max_error are those of all pixels together.
+        The attributes psnr, rmse and max_error are those of all pixels together; with
+        ``compute=False`` they are not there.
 
     Raises
     ------
@@ -147,12 +153,15 @@ def compare(
         if what.startswith("band"):
             warn(f"not compared: {what}")
     wanted = _wanted(metrics, pair.source.bands)
-    sums = _sums(pair.source, pair.back, wanted, progress)
-    out = _dataset(pair.source, sums, wanted)
+    parts = _parts(pair.source, pair.back, wanted)
+    sums = _sums(parts, progress) if compute else None
+    figures = _figures_later(parts) if sums is None else _figures(sums)
+    out = _dataset(pair.source, figures, wanted)
     if "bpppb" in wanted and (found := _bpppb(back, stored, pair, metrics is not None)) is not None:
         out = out.assign(bpppb=((), found, _attrs("bpppb")))
         out.bpppb.attrs["comment"] = "of the whole variable; of a date or a band it is not known"
-    out.attrs.update(_overall(sums))
+    if sums is not None:
+        out.attrs.update(_overall(sums))
     if pair.left_out:
         out.attrs["left_out"] = "; ".join(pair.left_out)
     return out
@@ -202,8 +211,8 @@ def _wanted(metrics: Sequence[str] | None, bands: tuple[str, ...]) -> tuple[str,
 # one pass over both
 
 
-def _sums(a: Values, b: Values, metrics: tuple[str, ...], progress: bool) -> np.ndarray:
-    """(time, band, _WIDTH) float64: what the metrics are worked out from."""
+def _parts(a: Values, b: Values, metrics: tuple[str, ...]) -> dask.array.Array:
+    """(time, band, y, x, _WIDTH): sums of some blocks of both each, lazily."""
     import dask.array as da
 
     ours, theirs = _together(a, b, across=bool(set(metrics) & set(_ACROSS)))
@@ -216,16 +225,44 @@ def _sums(a: Values, b: Values, metrics: tuple[str, ...], progress: bool) -> np.
     )
     parts = parts.rechunk({2: _GATHERED, 3: _GATHERED}, method="tasks")
     ones = [(1,) * n for n in parts.numblocks[2:4]]
-    parts = da.map_blocks(_gather, parts, chunks=(times, bands, *ones, (_WIDTH,)), meta=empty)
+    return da.map_blocks(_gather, parts, chunks=(times, bands, *ones, (_WIDTH,)), meta=empty)
+
+
+def _sums(parts: dask.array.Array, progress: bool) -> np.ndarray:
+    """(time, band, _WIDTH) float64: what the metrics are worked out from."""
     from .blocks import compute  # which brings zarr
 
     (found,) = compute([_listed(parts)], "comparing", progress)
+    times, bands = parts.chunks[:2]
     out = np.zeros((sum(times), sum(bands), _WIDTH))
     edges = [list(itertools.accumulate((0, *sizes))) for sizes in (times, bands)]
     for at, one in zip(np.ndindex(parts.numblocks), found, strict=True):
         place = tuple(slice(e[i], e[i + 1]) for e, i in zip(edges, at[:2]))
-        out[place] = _gather(np.stack([out[place], one[:, :, 0, 0]], 2), axis=(2,))
+        both = np.stack([out[place], one[:, :, 0, 0]], 2)
+        out[place] = _gather(both, axis=(2,), keepdims=False)
     return out
+
+
+def _figures_later(parts: dask.array.Array) -> dict[str, dask.array.Array]:
+    """As `_figures`, lazily; all of them from one task."""
+    import dask.array as da
+
+    sums = da.reduction(parts, _gather, _gather, axis=(2, 3), dtype=float).rechunk(-1)
+    dates, bands, _ = sums.shape
+    names = list(_figures(np.zeros((1, 1, _WIDTH))))
+    all_of_them = da.map_blocks(
+        _stacked, sums, chunks=(len(names), bands, dates), meta=np.empty((0,) * 3)
+    )
+    return {
+        name: found[0] if name in _ACROSS else found
+        for name, found in zip(names, all_of_them, strict=True)
+    }
+
+
+def _stacked(sums: np.ndarray) -> np.ndarray:
+    """What `_figures` gives, as (metric, band, time)."""
+    dates, bands, _ = sums.shape
+    return np.stack([np.broadcast_to(one, (bands, dates)) for one in _figures(sums).values()])
 
 
 def _listed(parts: Any) -> dask.array.Array:
@@ -247,11 +284,10 @@ def _boxed(block: np.ndarray) -> np.ndarray:
     return out
 
 
-def _gather(parts: np.ndarray, axis: tuple[int, ...] = (2, 3)) -> np.ndarray:
-    """Sums of several blocks: (..., _WIDTH). By themselves as an axis each, else without it."""
-    keep = axis == (2, 3)
-    out = parts.sum(axis, keepdims=keep)
-    out[..., _WORST] = parts[..., _WORST].max(axis, keepdims=keep)
+def _gather(parts: np.ndarray, axis: tuple[int, ...] = (2, 3), keepdims: bool = True) -> np.ndarray:
+    """Sums of several blocks: (..., _WIDTH)."""
+    out = parts.sum(axis, keepdims=keepdims)
+    out[..., _WORST] = parts[..., _WORST].max(axis, keepdims=keepdims)
     return out
 
 
@@ -426,7 +462,8 @@ def _between(edges: set[int]) -> tuple[int, ...]:
 # what the sums say
 
 
-def _dataset(a: Values, sums: np.ndarray, metrics: tuple[str, ...]) -> xr.Dataset:
+def _figures(sums: np.ndarray) -> dict[str, np.ndarray]:
+    """(time, band, _WIDTH) -> each metric, (band, time) or (time)."""
     by_name = {name: sums[..., k].T for k, name in enumerate(_SUMS)}  # (band, time) each
     both, here = by_name["both"], by_name["ours"]
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -445,6 +482,10 @@ def _dataset(a: Values, sums: np.ndarray, metrics: tuple[str, ...]) -> xr.Datase
         for k, name in enumerate(_ACROSS):
             at = _WORST + 1 + 2 * k
             found[name] = sums[:, 0, at] / sums[:, 0, at + 1]
+    return found
+
+
+def _dataset(a: Values, found: Mapping[str, Any], metrics: tuple[str, ...]) -> xr.Dataset:
     variables = {
         name: (("band", "time")[-found[name].ndim :], found[name], _attrs(name))
         for name in metrics
@@ -481,12 +522,13 @@ def _bpppb(back: Any, stored: Any, pair: Pair, explicit: bool) -> float | None:
     if place is None and isinstance(back, xr.Dataset):
         place = back.encoding.get("source")
     if place is not None:
+        from .objects import stored_bytes
         from .report import compressed_arrays
 
         try:
             _, arrays, ours = compressed_arrays(place)
             name = pair.back.data.name if pair.back.data.name in ours else next(iter(ours))
-            return quality.bpppb(arrays[name].nbytes_stored(), arrays[name].size)
+            return quality.bpppb(stored_bytes(arrays[name])[0], arrays[name].size)
         except (OSError, ValueError):
             if stored is not None or explicit:
                 raise

@@ -329,6 +329,8 @@ def _matching(bound: float) -> float:
 
 def is_packed(obj: xr.Dataset | xr.DataArray) -> bool:
     """Whether ``compress`` has been here: a variable carries our codec in its encoding."""
+    if not isinstance(obj, (xr.Dataset, xr.DataArray)):
+        return False  # `compress` says what is wrong with it
     variables = [obj] if isinstance(obj, xr.DataArray) else list(obj.data_vars.values())
     return any(codec_of(v.encoding) is not None for v in variables)
 

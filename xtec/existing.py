@@ -286,19 +286,6 @@ def stored_in(
     return sync(listed())
 
 
-def total_size(store: Store, keys: Sequence[str]) -> int:
-    """Bytes of some keys, a thousand at a time."""
-    import asyncio
-
-    async def added() -> int:
-        size = 0
-        for i in range(0, len(keys), 1000):
-            size += sum(await asyncio.gather(*map(store.getsize, keys[i : i + 1000])))
-        return size
-
-    return sync(added())
-
-
 def same_values(a: Any, b: Any) -> np.ndarray:
     """Element by element; NaN equals NaN, NaT equals NaT."""
     a, b = np.asarray(a), np.asarray(b)

@@ -88,11 +88,18 @@ def facts(rows: Iterable[tuple[str, str]]) -> str:
     return f'<dl class="facts">{inside}</dl>'
 
 
-def number(value: float | None) -> str:
-    """A number for people: three figures, or all of one that is larger."""
+def number(value: float | None, *, aligned: bool = False) -> str:
+    """A number for people: three figures, or all of one that is larger. ``aligned`` keeps zeros at
+    the end, for columns.
+
+    Examples
+    --------
+    >>> number(1234.5), number(7.0), number(7.0, aligned=True)
+    ('1234', '7', '7.00')
+    """
     if value is None or value != value:
         return "–"
-    text = f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    text = f"{value:.0f}" if abs(value) >= 99.95 else f"{value:{'#' if aligned else ''}.3g}"
     return text.replace("-", MINUS) if float(text) else "0"
 
 

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 #: Zarr's two warnings about format 3 that say nothing to users of this package.
@@ -49,16 +50,54 @@ def _console() -> Any | None:
 
 @contextmanager
 def bar(title: str, show: bool) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar, if this is a terminal or a notebook.
+    """A progress bar, if this is a terminal or a notebook, and Dask shows none of its own.
 
     It follows what a local scheduler of Dask does inside. What a cluster does is told to what is
     given: how much is done, and how much there is.
     """
-    on = _console() if show else None
+    from dask.callbacks import Callback
+
+    on = _console() if show and not Callback.active else None
     if on is None:
         yield lambda done, total: None
         return
-    from dask.callbacks import Callback
+    with _line(title) if _lacks_widgets(on) else _rich(title, on) as advance:
+
+        def after(key: Any, result: Any, dsk: Any, state: Any, worker: Any) -> None:
+            done = len(state["finished"])
+            advance(done, done + sum(len(state[k]) for k in ("ready", "waiting", "running")))
+
+        with Callback(posttask=after):
+            yield advance
+
+
+def _lacks_widgets(console: Any) -> bool:
+    """Whether this is a notebook in which rich would warn in place of showing anything."""
+    return console.is_jupyter and find_spec("ipywidgets") is None
+
+
+@contextmanager
+def _line(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Text that is written over itself."""
+    shown = ""
+
+    def advance(done: int, total: int) -> None:
+        nonlocal shown
+        text = f"\r{title} {100 * done // max(total, 1):>3} %"
+        if text != shown:
+            shown = text
+            sys.stderr.write(text)
+            sys.stderr.flush()
+
+    try:
+        yield advance
+    finally:
+        if shown:
+            sys.stderr.write("\r" + " " * (len(shown) - 1) + "\r")
+
+
+@contextmanager
+def _rich(title: str, console: Any) -> Iterator[Callable[[int, int], None]]:
     from rich.progress import (
         BarColumn,
         Progress,
@@ -74,15 +113,10 @@ def bar(title: str, show: bool) -> Iterator[Callable[[int, int], None]]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=on, transient=True) as shown:
+    with Progress(*columns, console=console, transient=True) as shown:
         task = shown.add_task(title, total=None)
 
         def advance(done: int, total: int) -> None:
             shown.update(task, completed=done, total=total)
 
-        def after(key: Any, result: Any, dsk: Any, state: Any, worker: Any) -> None:
-            done = len(state["finished"])
-            advance(done, done + sum(len(state[k]) for k in ("ready", "waiting", "running")))
-
-        with Callback(posttask=after):
-            yield advance
+        yield advance

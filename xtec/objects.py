@@ -6,7 +6,8 @@ What is in a shard is read here without decoding it: resuming and verifying look
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 from zipfile import BadZipFile
 
@@ -32,6 +33,12 @@ def unit_of(array: zarr.Array) -> tuple[int, ...]:
     return array.shards or array.chunks
 
 
+def called(arrays: Iterable[zarr.Array]) -> str:
+    """What their objects are, for people: "chunks", "shards", or both."""
+    found = {"chunks" if array.shards is None else "shards" for array in arrays}
+    return " and ".join(sorted(found))
+
+
 def grid_of(array: zarr.Array) -> tuple[int, ...]:
     """How many objects there are along each axis."""
     return tuple(-(-size // n) for size, n in zip(array.shape, unit_of(array), strict=True))
@@ -50,6 +57,42 @@ def keys_of(array: zarr.Array, path: str, places: Iterable[At] | None = None) ->
     encode = array.metadata.encode_chunk_key
     places = np.ndindex(*grid_of(array)) if places is None else places
     return {at: f"{path}/{encode(at)}" for at in places}
+
+
+def left_over(array: zarr.Array) -> list[str]:
+    """Keys of objects beyond the end of an array: an append that has not ended leaves some."""
+    place, grid = array.store_path, grid_of(array)
+    prefix = f"{place.path}/" if place.path else ""
+
+    async def found() -> list[str]:
+        keys = []
+        async for key in place.store.list_prefix(prefix):
+            parts = re.split("[/.]", key.removeprefix(prefix).removeprefix("c"))
+            numbers = [int(part) for part in parts if part.isdecimal()]
+            if len(numbers) == len(grid) and any(n >= m for n, m in zip(numbers, grid)):
+                keys.append(key)
+        return keys
+
+    return sync(found())
+
+
+def stored_bytes(array: zarr.Array) -> tuple[int, list[str]]:
+    """Size of an array in its store, metadata included, and the keys that are `left_over`, which
+    are not counted."""
+    extra = left_over(array)
+    return array.nbytes_stored() - total_size(array.store, extra), extra
+
+
+def total_size(store: Store, keys: Sequence[str]) -> int:
+    """Bytes of some keys, a thousand at a time."""
+
+    async def added() -> int:
+        size = 0
+        for i in range(0, len(keys), 1000):
+            size += sum(await asyncio.gather(*map(store.getsize, keys[i : i + 1000])))
+        return size
+
+    return sync(added())
 
 
 def read(store: Store, key: str) -> bytes | None:

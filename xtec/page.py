@@ -64,7 +64,9 @@ def report(
     dates : int
         How many to draw, spread evenly over the series.
     budget : float or str
-        Bytes of pixels to decode, such as "500MB"; as many of the source are read.
+        Bytes of pixels to decode, such as "500MB"; as many of the source are read. However small
+        it is, one block (a chunk, or several up to 512 x 512 pixels) is counted, and one for each
+        date that is drawn.
     overwrite : bool
         Replace what is at ``path``.
     progress : bool
@@ -628,7 +630,8 @@ class _Page:
         found = self.said.get("verified")
         if not isinstance(found, dict):
             return "no (xtec verify STORE --against SOURCE does it)"
-        text = f"{found.get('chunks')} of {found.get('of')} chunks, when the store was written"
+        unit = "shards" if "shards" in found else "chunks"
+        text = f"{found.get(unit)} of {found.get('of')} {unit}, when the store was written"
         repaired = found.get("repaired")
         return f"{text}; {repaired} were written again" if repaired else text
 
@@ -660,9 +663,10 @@ def _cells(found: viewing.Figures, at: Any) -> list[str]:
         markup.percent(float(found.valid[at])),
         markup.decibels(float(found.psnr[at]), unit=False),
         *(
-            markup.number(float(values[at]))
-            for values in (found.rmse, found.bias, found.mean, found.largest)
+            markup.number(float(values[at]), aligned=True)
+            for values in (found.rmse, found.bias, found.mean)
         ),
+        markup.number(float(found.largest[at])),
     ]
 
 

@@ -7,6 +7,7 @@ known: no speed is made up for a machine that is not there.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -200,7 +201,7 @@ class Plan(Table):
 
 
 def plan(
-    obj: xr.Dataset | xr.DataArray,
+    obj: xr.Dataset | xr.DataArray | str | os.PathLike[str],
     *,
     size: float | str | None = None,
     sample: int = SAMPLE,
@@ -219,8 +220,9 @@ def plan(
 
     Parameters
     ----------
-    obj : Dataset or DataArray
-        Anything that :func:`xtec.compress` takes, or what it has returned.
+    obj : Dataset, DataArray or path
+        Anything that :func:`xtec.compress` takes, or what it has returned; or the path of a cube,
+        as `xtec plan` takes it.
     size : number of bytes, or str such as "10TB", optional
         Of the pixels of the whole archive, before compression, where ``obj`` is a part of it that
         is like the rest.
@@ -279,6 +281,10 @@ def plan(
     if efficiency > 1:
         raise ValueError(f"efficiency is {efficiency!r}: it is a share, at most 1")
     archive = None if size is None else _nbytes(size)
+    if isinstance(obj, (str, os.PathLike)):
+        from .reading import open_input
+
+        obj = open_input(obj)
     here = tec.threads.allowed()
     if threads is not None and threads > here:
         raise ValueError(

@@ -14,6 +14,7 @@ from zarr.storage import ZipStore
 from .attributes import ATTRIBUTE
 from .chunks import ChunkCoder
 from .embedded import summary
+from .objects import called, stored_bytes
 from .quality import bpppb
 from .ratecontrol import target_of, target_text
 from .remote import for_reading, name_of
@@ -124,7 +125,7 @@ def _codecs(array: zarr.Array) -> list[Any]:
 
 
 def _describe(name: str, array: zarr.Array, codec: ChunkCoder) -> dict[str, Any]:
-    stored, samples = array.nbytes_stored(), array.size
+    (stored, extra), samples = stored_bytes(array), array.size
     config = codec.config.to_dict()
     others = [
         type(other).__name__ for other in _codecs(array) if other is not None and other is not codec
@@ -134,6 +135,12 @@ def _describe(name: str, array: zarr.Array, codec: ChunkCoder) -> dict[str, Any]
         remarks.append(
             f"{', '.join(others)} beside the codec: partial reads and the checks on writes are "
             "off; write again with compressors=() and filters=()"
+        )
+    if extra:
+        remarks.append(
+            f"{len(extra)} {called([array])} lie beyond its end (such as {extra[0]}), of an append "
+            "that was interrupted or still runs: they are not counted here. The same append with "
+            "resume=True goes on with them"
         )
     return {
         "name": name,
@@ -213,7 +220,7 @@ def variable_rows(variable: dict[str, Any]) -> list[tuple[str, str]]:
             "nodata, offset, scale",
             f"{variable['nodata']}, {variable['offset']:g}, {variable['scale']:g}",
         ),
-        ("stream format", str(variable["format"])),
+        ("codec format", str(variable["format"])),
         ("size", f"{size} ({variable['ratio']:.1f} times smaller)"),
         ("bits per pixel per band", f"{variable['bpppb']:.4f}"),
     ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -24,7 +24,7 @@ from .attributes import ATTRIBUTE
 from .blocks import Job, Target, each
 from .chunks import ChunkCoder
 from .embedded import GROUP
-from .objects import At, grid_of, keys_of, read, read_all, region_of, streams_in
+from .objects import At, called, grid_of, keys_of, read, read_all, region_of, streams_in
 from .rootlast import LEFT_OVER, ROOT_KEYS, UNFINISHED, RootLast
 from .storeerrors import StoreError
 
@@ -42,22 +42,24 @@ _METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
 
 @dataclass(frozen=True)
 class Resumed:
-    """What a resumed write found. A shard counts as one chunk.
+    """What a resumed write found.
 
     Attributes
     ----------
-    whole : chunks that were there and stay
-    written : chunks that were missing or damaged; 0 where the store was complete
+    whole : objects (chunks, or shards) that were there and stay
+    written : objects that were missing or damaged; 0 where the store was complete
+    unit : what these are, for people
     """
 
     whole: int
     written: int
+    unit: str = field(default="chunks", compare=False)
 
     def __str__(self) -> str:
         if not self.written:
-            return f"all {self.whole} chunks were there and whole"
+            return f"all {self.whole} {self.unit} were there and whole"
         total = self.whole + self.written
-        return f"{self.whole} of {total} chunks were there and whole, {self.written} written"
+        return f"{self.whole} of {total} {self.unit} were there and whole, {self.written} written"
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ def survey(
         {key: data for key, data in outdated.items() if key not in ROOT_KEYS},
         spoilt,
         left,
-        Resumed(whole, written),
+        Resumed(whole, written, called(place.array for place, *_ in arrays.values())),
     )
 
 

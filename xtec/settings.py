@@ -1,6 +1,7 @@
 """Settings of this process. None of them is ever written into a store.
 
-Read when a chunk is coded, so they can be changed at any time::
+Read when a chunk is coded, so they can be changed at any time; what makes no sense is refused when
+it is set (from the environment: when it is used)::
 
     import xtec.settings
     xtec.settings.device = "cuda:0"
@@ -9,6 +10,10 @@ Read when a chunk is coded, so they can be changed at any time::
 from __future__ import annotations
 
 import os
+import sys
+import types
+from functools import lru_cache
+from typing import Any
 
 device: str = os.environ.get("XTEC_DEVICE", "auto")
 """Where the networks run: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
@@ -27,3 +32,40 @@ Environment variable ``XTEC_RETRIES``."""
 cache: int | str = os.environ.get("XTEC_CACHE", 0)
 """How much of what was decoded last a process keeps, for reads that come back to the same chunks:
 bytes, or text such as ``"1 GB"``; 0 for nothing. Environment variable ``XTEC_CACHE``."""
+
+
+@lru_cache(8)
+def cache_bytes(value: int | str) -> int:
+    """What `cache` says, as a number.
+
+    Raises
+    ------
+    ValueError
+        It is no size.
+    """
+    from dask.utils import parse_bytes
+
+    try:
+        size = parse_bytes(value or 0)
+    except (AttributeError, TypeError, ValueError, OverflowError):
+        size = -1
+    if size < 0:
+        raise ValueError(
+            f"xtec.settings.cache (XTEC_CACHE) is {value!r}: it must be a number of bytes, or text "
+            "such as '1 GB'; 0 keeps nothing"
+        )
+    return size
+
+
+class _Checked(types.ModuleType):
+    """This module: what is set is looked at first."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "cache":
+            cache_bytes(value)
+        elif name == "missing_chunks" and value not in ("raise", "fill"):
+            raise ValueError(f"xtec.settings.missing_chunks is {value!r}: choose 'raise' or 'fill'")
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Checked

@@ -26,7 +26,7 @@ from .attributes import ATTRIBUTE, CF_ENCODING
 from .blocks import Job, Target, each, run
 from .chunks import SOUND, ChunkCoder, run_pass
 from .messages import warn
-from .objects import At, grid_of, keys_of, object_of, read, streams_in, unit_of
+from .objects import At, called, grid_of, keys_of, object_of, read, streams_in, unit_of
 from .ratecontrol import spread
 
 if TYPE_CHECKING:
@@ -47,7 +47,9 @@ class Verified:
     Attributes
     ----------
     variable : its name
-    checked, of : objects (chunks or shards) that were looked at, of all
+    checked, of : objects (chunks or shards) that were looked at, of all that were to be written or
+        are there
+    unit : what these are, "chunks" or "shards"
     missing : keys of those that are not there
     damaged : (key, why) of those that do not decode, or not to what they should
     repaired : (key, how) of those that were written again
@@ -60,6 +62,7 @@ class Verified:
     of: int
     bands: tuple[str, ...]
     checked: int = 0
+    unit: str = "chunks"
     missing: list[str] = field(default_factory=list)
     damaged: list[tuple[str, str]] = field(default_factory=list)
     repaired: list[tuple[str, str]] = field(default_factory=list)
@@ -105,7 +108,7 @@ class Verified:
             return {name: None if v != v else float(f"{v:.6g}") for name, v in pairs}
 
         return {
-            "chunks": self.checked,
+            self.unit: self.checked,
             "of": self.of,
             "mean_error": by_band(self.mean_error),
             "max_error": by_band(self.max_error),
@@ -137,9 +140,9 @@ class Verified:
         if not self.sound:
             return (
                 f"{len(self.damaged)} damaged and {len(self.missing)} missing of {self.checked} "
-                f"chunks looked at ({self.of} there should be)"
+                f"{self.unit} looked at ({self.of} there should be)"
             )
-        some = f"{self.checked} of {self.of} chunks decode"
+        some = f"{self.checked} of {self.of} {self.unit} decode"
         again = f", {len(self.repaired)} of them written again" if self.repaired else ""
         worst = self.max_error
         if np.isnan(worst).all():
@@ -273,13 +276,14 @@ def looking(job: Job, sample: bool) -> Job:
     return replace(job, look=look)
 
 
-def conclude(store: Store, name: str, parts: Sequence[Verified]) -> Verified:
+def conclude(store: Store, name: str, parts: Sequence[Verified], of: int | None = None) -> Verified:
     """What was found of a variable that was just written goes into its attribute.
 
     Parameters
     ----------
     store : before its root metadata are committed
     parts : of its blocks
+    of : objects that were to be written, where these are not all of the variable
 
     Raises
     ------
@@ -290,6 +294,7 @@ def conclude(store: Store, name: str, parts: Sequence[Verified]) -> Verified:
 
     array = zarr.open_array(store, path=name, mode="r+")
     found = _merged(name, array, parts)
+    found.of = found.of if of is None else of
     if not found.sound:
         key, why = (*found.damaged, *((key, "it is missing") for key in found.missing))[0]
         raise StreamError(
@@ -299,8 +304,8 @@ def conclude(store: Store, name: str, parts: Sequence[Verified]) -> Verified:
         )
     if found.repaired:
         warn(
-            f"{len(found.repaired)} of {found.checked} chunks did not decode as they should and "
-            f"were written again ({', '.join(sorted({how for _, how in found.repaired}))}): "
+            f"{len(found.repaired)} of {found.checked} {found.unit} did not decode as they should "
+            f"and were written again ({', '.join(sorted({how for _, how in found.repaired}))}): "
             "please report it"
         )
     _note(array, found)
@@ -319,7 +324,7 @@ def _codec_of(array: zarr.Array) -> ChunkCoder:
 
 def _merged(name: str, array: zarr.Array, parts: Iterable[Verified]) -> Verified:
     codec = _codec_of(array)
-    found = Verified(name, math.prod(grid_of(array)), codec.config.bands)
+    found = Verified(name, math.prod(grid_of(array)), codec.config.bands, unit=called([array]))
     for part in parts:
         found.merge(part)
     return found

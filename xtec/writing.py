@@ -194,7 +194,8 @@ def to_zarr(
         the last chunk (or shard) of the store is not full, the originals of its dates must come
         first, and are written again together with the new ones. Until all is written, readers
         see the store as it was, also after a kill. ``resume=True`` then goes on with the same
-        append, and does nothing where it has ended. One append at a time.
+        append, and does nothing where it has ended. One append at a time: where another has not
+        ended, as far as can be told, a second is refused; with ``resume=True`` it takes over.
     region : mapping or "auto", optional
         ``{"time": slice(0, 4), "y": slice(0, 512)}``: the data replace these pixels of a store,
         or fill them in what ``packed.to_zarr(store, compute=False)`` has laid out. Of whole
