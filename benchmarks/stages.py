@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import wraps
 from typing import Any, Self
 from unittest import mock
@@ -23,7 +23,6 @@ from tec.entropy import integers, portable, rans
 from tec.models import compact, compact_tt, densities, temporal, transformer, tt
 from tec.precision import full_precision
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 PIXELS, COPY, ANALYSIS, SYNTHESIS = "integers, planes", "copy, device", "analysis", "synthesis"
@@ -58,6 +57,9 @@ _AROUND = [
     *((stream, name, FRAMING) for name in ("pack", "unpack")),
     (coder, "checksums", FRAMING),
 ]
+
+#: Products of each shape, the best of which counts
+REPEATS = 12
 
 
 class Stages:
@@ -139,8 +141,7 @@ def gflop(network: Any, dates: int, side: int) -> tuple[dict[str, float], list[t
     told its first date of others, too: some per cent more.
     """
     there = [*network.parameters(), *network.buffers()]
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
-    known = {id(t): nn.Parameter(fake.from_tensor(t), False) for t in there}
+    known = {id(t): nn.Parameter(t.to("meta"), False) for t in there}
     ghost = copy.deepcopy(network, known).eval()
     series = hasattr(network, "history")
     shape = (1, dates) if series else (dates,)
@@ -159,7 +160,9 @@ def gflop(network: Any, dates: int, side: int) -> tuple[dict[str, float], list[t
     for layer in ghost.modules():
         if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
             layer.register_forward_hook(note)
-    with torch.inference_mode(), fake:
+    # Autocast, which networks switch off, knows no such device.
+    without = mock.patch.object(torch, "autocast", return_value=nullcontext())
+    with torch.inference_mode(), torch.device("meta"), without:
         x = torch.empty(*shape, network.bands, side, side)
         rate = {}
         if isinstance(ghost, (compact.CompactElic, compact.CompactFactorized)):
@@ -213,7 +216,7 @@ def matrix_rate(
             a = torch.rand(rows, inner, device=device).to(dtype)
             b = torch.rand(inner, columns, device=device).to(dtype)
             torch.mm(a, b)
-            for _ in range(12):
+            for _ in range(REPEATS):
                 start = clock()
                 torch.mm(a, b)
                 best = max(best, 2e-9 * rows * inner * columns / (clock() - start))
