@@ -56,7 +56,8 @@ def measure(subject: Subject, workers: Workers) -> dict[str, Any]:
     # Seconds of a thread are seconds of a core where a pass has no more of them.
     several = subject.device == "cpu" and threads.of_a_pass() > 1
     clocked = time.perf_counter if several else clock
-    shapes, size = subject.floor[1], min(2**28, subject.chunks[0].nbytes)
+    size = min(2**28, subject.chunks[0].nbytes)
+    shapes = [(rows * len(subject.chunks), *rest) for rows, *rest in subject.floor[1]]
 
     def rates(clock: Callable[[], float]) -> tuple[float, float]:
         products = stages.matrix_rate(shapes, subject.device, clock)
@@ -88,9 +89,9 @@ def measure(subject: Subject, workers: Workers) -> dict[str, Any]:
     own = workers.alone(lambda: rates(clock))
     shared = [sum(each) for each in zip(*workers.together(lambda _: rates(clocked)))]
     found = {"gflops": own[0], "copy": own[1], "gflops all": shared[0]}
-    if subject.device != "cpu":
-        for short in ("TF32", "bfloat16"):
-            found[f"gflops {short}"] = stages.matrix_rate(shapes, subject.device, clock, short)
+    for short in ("bfloat16",) if subject.device == "cpu" else ("TF32", "bfloat16"):
+        much = workers.alone(lambda: stages.matrix_rate(shapes, subject.device, clock, short))  # noqa: B023
+        found[f"gflops {short}"] = much
     return {**found, **{way: one_way(way) for way in WAYS}}
 
 

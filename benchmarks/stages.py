@@ -210,7 +210,8 @@ def matrix_rate(
     with torch.inference_mode(), full_precision(torch.device(device).type), ExitStack() as short:
         if precision == "TF32":
             matmul = torch.backends.cuda.matmul
-            short.enter_context(mock.patch.object(matmul, "fp32_precision", "tf32"))
+            short.callback(setattr, matmul, "allow_tf32", matmul.allow_tf32)
+            matmul.allow_tf32 = True
         for rows, inner, columns in shapes:
             rows = max(1, min(rows, int(most / (2 * inner * columns))))
             a = torch.rand(rows, inner, device=device).to(dtype)

@@ -272,13 +272,17 @@ def test_reading_ends_in_figures(capsys: pytest.CaptureFixture[str]) -> None:
     assert {row[5] for row in figures.values()} == {1}
 
 
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda:0", marks=[pytest.mark.gpu, NO_GPU])])
 def test_speeds_are_consistent(
-    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+    device: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(speed, "PIXELS", {"cpu": 1, "cuda": 1})  # one chunk a call
     monkeypatch.setattr(stages, "REPEATS", 1)
     out = tmp_path / "out.json"
-    arguments = ["--models", "elic", "tt", "--sizes", "built-in", "--devices", "cpu", "--cost"]
+    arguments = ["--models", "elic", "tt", "--sizes", "built-in", "--devices", device, "--cost"]
     arguments += ["--side", "64", "--dates", "2", "--runs", "1", "--gpu-rate", "300", "200"]
     speed.main([*arguments, "--json", str(out)])
     text = capsys.readouterr().out
@@ -288,7 +292,7 @@ def test_speeds_are_consistent(
     assert "dates before" not in elic["gflop"]
     assert tt["gflop"]["dates before"] > 0
     for row in (elic, tt):
-        assert f"| {row['model']}, built-in | cpu | 1 x (2, 12, 64, 64) |" in text
+        assert f"| {row['model']}, built-in | {device} | 1 x (2, 12, 64, 64) |" in text
         for way, absent in (("encode", "synthesis"), ("decode", "analysis")):
             found = row[way]
             assert sum(found["stages"].values()) == pytest.approx(1000 / found["one pass"])
