@@ -26,10 +26,9 @@ from typing import Any
 
 import numpy as np
 import tec
-from codec_speed import chunk_of
 from planes import PLANE_CODECS, PlaneCodec
 from tec.sensors import SENSORS
-from validation import LEVELS, Chunk, whole_cubes
+from validation import LEVELS, Chunk, chunk_of, whole_cubes
 
 BOUNDS = (0, 2, 5, 10, 20)
 #: In the table of pictures

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
+from tec.sensors import SENSORS
 
 #: Dates of a chunk of a series
 DATES = 4
@@ -122,6 +124,20 @@ def whole_cubes(
                     Chunk(path.stem, dates, dn, bands, float(cube.attrs["offset"]), times >= 10)
                 )
             yield name, chunks
+
+
+def chunk_of(cube: Path | None, dates: int, size: int) -> tuple[np.ndarray, float]:
+    """(dates, 12, size, size) uint16 and its offset: real pixels, mirrored where the cube is too
+    small; a generated scene where there is none."""
+    if cube is None:
+        sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+        from scenes import scene
+
+        return scene(dates, 12, size, size), 0.0
+    data = xr.open_zarr(cube, consolidated=False).reflectance
+    dn = data.sel(band=list(SENSORS["S2L2A"].bands)).values[:dates, :, :size, :size]
+    more = [(0, wanted - n) for wanted, n in zip((dates, 12, size, size), dn.shape)]
+    return np.pad(dn, more, mode="reflect"), float(data.attrs["offset"])
 
 
 def _in_turns(paths: list[Path]) -> list[Path]:

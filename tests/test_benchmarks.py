@@ -6,12 +6,16 @@ from __future__ import annotations
 import json
 import math
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
+from oracle import requires_oracle
 from scenes import scene
+from tec.models.tt import TT, TTConfig
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
@@ -19,10 +23,14 @@ import comparing
 import curves
 import lossless
 import measuring
+import overheads
 import planes
 import rate_distortion
 import reading
 import report
+import rivals
+import speed
+import stages
 import validation
 from baselines import BASELINES
 
@@ -262,3 +270,96 @@ def test_reading_ends_in_figures(capsys: pytest.CaptureFixture[str]) -> None:
     assert figures["all bands"][2] == 12
     assert figures["all bands, split(stored), Dask"][2] == 1
     assert {row[5] for row in figures.values()} == {1}
+
+
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda:0", marks=[pytest.mark.gpu, NO_GPU])])
+def test_speeds_are_consistent(
+    device: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed, "PIXELS", {"cpu": 1, "cuda": 1})  # one chunk a call
+    monkeypatch.setattr(stages, "REPEATS", 1)
+    out = tmp_path / "out.json"
+    arguments = ["--models", "elic", "tt", "--sizes", "built-in", "--devices", device, "--cost"]
+    arguments += ["--side", "64", "--dates", "2", "--runs", "1", "--gpu-rate", "300", "200"]
+    speed.main([*arguments, "--json", str(out)])
+    text = capsys.readouterr().out
+    result = json.loads(out.read_text())
+    elic, tt = result["speed"]
+    assert elic["gflop"]["analysis"] == tt["gflop"]["analysis"]
+    assert "dates before" not in elic["gflop"]
+    assert tt["gflop"]["dates before"] > 0
+    for row in (elic, tt):
+        assert f"| {row['model']}, built-in | {device} | 1 x (2, 12, 64, 64) |" in text
+        for way, absent in (("encode", "synthesis"), ("decode", "analysis")):
+            found = row[way]
+            assert sum(found["stages"].values()) == pytest.approx(1000 / found["one pass"])
+            assert [s for s in row["gflop"] if not found["stages"][s]] == [absent]
+            assert set(found["gflops"]) == set(row["gflop"]) - {absent}
+            assert found["stages"]["rANS"] > 0
+            assert min(found["of the floor"], found["of the floor, one pass"]) > 0
+    measured, _, stated = result["cost"]
+    assert measured["encode"] == elic["encode"]["cores free"]
+    assert stated["petabyte"]["encode"]["hours"] == pytest.approx(1e9 / 300 / 3600)
+    assert stated["petabyte"]["decode"]["kWh"] == pytest.approx(1e9 / 200 / 3600 * 0.7)
+    assert "a GPU, stated, not measured" in text
+
+
+def test_arithmetic_of_published_networks() -> None:
+    with torch.device("meta"):
+        network = TT(TTConfig(layers=(1, 1, 1)))
+    flop, products = stages.gflop(network, 4, 64)
+    # Three dates are encoded for others, three have a context, and all have a picture.
+    parts = ("separate encoder", "joint encoder", "keys, values", "analysis", "synthesis")
+    of_a_date = [16 * flop[part] / dates for part, dates in zip(parts, (3, 3, 3, 4, 4))]
+    assert of_a_date == pytest.approx([174 / 6, 232 / 4, 24 / 5, 20, 20], rel=0.1)  # of 256 x 256
+    assert {*stages.needed(flop, "encode")} == {*parts, "decoder, heads"} - {"synthesis"}
+    assert (128, 768, 3072) in products
+
+
+def test_others_come_to_the_same_psnr() -> None:
+    chunk = scene(1, 2, 128, 128)
+    with ThreadPoolExecutor(2) as pool:
+        teams = [rivals.Team(rival, chunk, pool) for rival in rivals.rivals()]
+        if not teams:
+            pytest.skip("imagecodecs is not installed")
+        for team in teams:
+            found = team.reach(45.0)
+            if "psnr" in found:
+                assert found["psnr"] == pytest.approx(45, abs=rivals.NEAR)
+                assert 0.1 < found["bpppb"] < 8
+            else:
+                back = np.stack(team.run("decode")).reshape(chunk.shape)
+                np.testing.assert_array_equal(back, chunk)
+        ours, *others = rivals.turns("ours", teams[0].run, 1.0, teams, 1)
+        assert ours["encode"]["ours is"] == 1
+        for row in others:
+            ratio = ours["decode"]["MB/s"] / row["decode"]["MB/s"]
+            assert row["decode"]["ours is"] == pytest.approx(ratio)
+
+
+def test_overheads_of_a_stream(capsys: pytest.CaptureFixture) -> None:
+    config = measuring.tec.CodecConfig(model="elic")
+    found = overheads.of_pixels(scene(1, 12, 64, 64), config)
+    assert 0 <= found["decisions"] < 0.1
+    assert 0 <= found["payload on integer tables"] < 0.1
+    assert found["payload on integer tables"] < found["all on float estimate"] < 0.5
+    overheads.main(["--size", "64", "--dates", "1", "--models", "fp", "--compression", "20"])
+    assert capsys.readouterr().out.startswith("fp λ 20: bytes ")
+
+
+@requires_oracle
+def test_the_reference_runs_beside_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(stages, "REPEATS", 1)
+    out = tmp_path / "out.json"
+    arguments = ["--models", "elic", "--sizes", "published", "--devices", "cpu", "--dates", "1"]
+    speed.main([*arguments, "--published-side", "64", "--runs", "1", "--json", str(out)])
+    (row,) = json.loads(out.read_text())["speed"]
+    for way in speed.WAYS:
+        ratio = row[way]["side by side"] / row[way]["reference"]
+        assert row[way]["ours is"] == pytest.approx(ratio)
+    assert "elic, published | cpu" in capsys.readouterr().out
