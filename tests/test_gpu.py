@@ -61,6 +61,30 @@ def test_what_one_writes_the_other_reads(kind, compression, forecast, tiny_check
             assert np.abs(a.astype(int) - b).max() <= 1
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_fast_pixels_differ_by_little(kind, tiny_checkpoints, monkeypatch) -> None:
+    model = kind.rpartition(" ")[2]
+    tiny = kind.startswith("tiny ")
+    path = str(tiny_checkpoints[kind.removeprefix("tiny ")]) if tiny else None
+    config = tec.CodecConfig(
+        model=model,
+        weights=path or "builtin",
+        quality=(16, 4, 0) if model == "flex" else None,
+        bands=ALL,
+        nodata=0,
+    )
+    chunk = scene(3, 12, 136, 200, nodata=True)
+    data = codec.encode(chunk, config, device="cuda")
+    full = codec.decode(data, weights=path, device="cuda")
+    evaluate, seen = codec._evaluate, []
+    monkeypatch.setattr(codec, "_evaluate", lambda *a: seen.append(a[1]) or evaluate(*a))
+    fast = codec.decode(data, weights=path, device="cuda", precision="fast")
+    assert set(seen) == {"float32"}  # no checksum of latents was missed
+    assert np.abs(full.astype(int) - fast).max() <= (90 if tiny else 14)
+    worse, better = (np.mean((back.astype(float) - chunk) ** 2) for back in (fast, full))
+    assert 10 * np.log10(worse / better) <= 0.05
+
+
 def test_one_network_a_gpu() -> None:
     first = weights.load("elic", device="auto")
     assert all(weights.load("elic", device=d) is first for d in ("cuda", "cuda:0"))

@@ -253,6 +253,7 @@ class ChunkCoder:
         where: Sequence[str],
         dates: Sequence[int | None] | None = None,
         independent: bool = False,
+        precision: str = "full",
     ) -> list[np.ndarray]:
         """Decode chunks of the array in one pass of the network. Blocks: see `run_pass`.
 
@@ -265,7 +266,7 @@ class ChunkCoder:
         dates : sequence of int, optional
             How many dates of each chunk to decode, from the first on; None for all. The others are
             missing in what is returned.
-        independent : bool
+        independent, precision
             See `tec.codec.decode_many`.
 
         Raises
@@ -274,6 +275,8 @@ class ChunkCoder:
             Names the chunk; nothing is decoded when one of the headers does not fit the array.
         WeightsError
             The checkpoint cannot be had.
+        TecError
+            ``precision`` is none, or the chunk does not allow it.
         """
         from tec import codec
 
@@ -286,6 +289,7 @@ class ChunkCoder:
                 weights=self._path(),
                 device=settings.device,
                 max_samples=math.prod(self.chunk_shape),
+                precision=precision,
                 independent=independent,
             )
         except WeightsError as error:
@@ -295,7 +299,7 @@ class ChunkCoder:
                 raise StreamError(f"{where[0]}: {error}") from error
             # one by one, to name the chunk that is damaged
             return [
-                self.decode_chunks([one], dtype, [name], [n])[0]
+                self.decode_chunks([one], dtype, [name], [n], precision=precision)[0]
                 for one, name, n in zip(data, where, dates or [None] * len(data), strict=True)
             ]
         return [self.from_cube(cube, dtype) for cube in cubes]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Union, cast
@@ -30,6 +31,8 @@ Network = Union["CodecModel", "TemporalModel"]
 TEMPORAL = ("tt", "flex")
 #: The range of each band is told where the rest of the stream is so many times longer.
 _RANGES = 200
+#: Of pixels, as users say it: what is promised, or what is quickest (`tec.precision.fast`).
+PRECISIONS = ("full", "fast")
 
 
 def encode(chunk: np.ndarray, config: CodecConfig, *, device: str = "auto") -> bytes:
@@ -106,6 +109,7 @@ def decode(
     weights: str | None = None,
     device: str = "auto",
     max_samples: int = stream.MAX_DECODED,
+    precision: str = "full",
 ) -> np.ndarray:
     """Decompress one chunk.
 
@@ -118,6 +122,8 @@ def decode(
     max_samples : most samples (time x band x y x x) that the stream may declare; one that declares
         more is refused before anything of that size is allocated. 2**30 unless told: pass what
         you expect where streams come from strangers, or are larger.
+    precision : "full", or "fast" for pixels that differ by some DN (docs/design.md): the synthesis
+        multiplies in float16 on a GPU, in bfloat16 on a processor that has it. Latents are the same
 
     Returns
     -------
@@ -130,9 +136,16 @@ def decode(
         than the margin that was allowed for.
     WeightsError
         The checkpoint that the stream needs cannot be had.
+    TecError
+        ``precision="fast"`` of a stream with ``max_error``, whose pixels are exact.
     """
     return decode_many(
-        [data], dates=dates, weights=weights, device=device, max_samples=max_samples
+        [data],
+        dates=dates,
+        weights=weights,
+        device=device,
+        max_samples=max_samples,
+        precision=precision,
     )[0]
 
 
@@ -144,17 +157,29 @@ def decode_many(
     weights: str | None = None,
     device: str = "auto",
     max_samples: int = stream.MAX_DECODED,
+    precision: str = "full",
     independent: bool = False,
 ) -> list[np.ndarray]:
     """Decompress several chunks, their dates batched through the network; see `decode`.
 
     ``dates`` may be a sequence, one entry a stream. ``max_samples`` holds for each stream.
     ``independent`` evaluates everything in float64, each chunk by itself: as far from the encoder's
-    arithmetic as another machine's may be.
+    arithmetic as another machine's may be. It refuses ``precision="fast"``.
     """
+    if precision not in PRECISIONS:
+        raise TecError(
+            f"precision {precision!r}: it must be 'full' (pixels within 1 DN of other machines') "
+            "or 'fast' (float16 on a GPU, bfloat16 on a processor that has it)"
+        )
+    fast = precision == "fast"
+    if independent and fast:
+        raise TecError(
+            "precision 'fast' says nothing of what is stored: verify with precision 'full' (unset "
+            "XTEC_PRECISION, or xtec.settings.precision = 'full')"
+        )
     each = [dates] * len(streams) if dates is None or isinstance(dates, int) else dates
     chunks = [
-        _Coded(data, n, weights, device, max_samples, independent=independent)
+        _Coded(data, n, weights, device, max_samples, "fast" if fast else None, independent)
         for data, n in zip(streams, each, strict=True)
     ]
     lossy = [c for c in chunks if c.model != "none"]
@@ -343,6 +368,12 @@ class _Coded:
         t, b, y, x = header.shape
         n = t if dates is None else min(dates, t)
         self.coded_dates = min(n, header.extent[0])
+        if precision == "fast" and self.residual is not None:
+            raise TecError(
+                "the stream has a bound on its error, which precision 'fast' would break: decode "
+                "it with precision 'full' (unset XTEC_PRECISION, or xtec.settings.precision = "
+                "'full')"
+            )
         # A picture that all machines must agree on is one of float64.
         self.precision = precision or ("float32" if self.residual is None else "float64")
         self.grids = tuple(map(Grid.from_code, header.grids)) or (None,) * b
@@ -524,16 +555,23 @@ def _decode_batch(
     members: list[tuple[_Coded, range]],
 ) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
     """Latents and planes (n, ...), date after date, of some chunks of equal group."""
-    from . import coder
+    import torch
+
+    from . import coder, precision
 
     first, dates = members[0]
     _, rates = _rates(first.network, first.header.config, len(dates))
-    network = first.network if first.precision == "float32" else first.evaluation("float64")
-    dtype = next(network.parameters()).dtype
+    network = first.evaluation("float64") if first.precision == "float64" else first.network
+    parameter = next(network.parameters())
+    hurry = first.precision == "fast"
     with coder.exactly(network):
         for (y_hat, restored), lmbda in zip(_decode_latents(members), rates, strict=True):
-            planes = network.synthesis(restored.to(dtype), lmbda)
-            yield y_hat.float(), planes.cpu().numpy()
+            restored = restored.to(parameter.dtype)
+            with precision.fast(parameter.device) if hurry else nullcontext():
+                planes = network.synthesis(restored, lmbda)
+            if hurry and not torch.isfinite(planes).all():  # too large for float16
+                planes = network.synthesis(restored, lmbda)
+            yield y_hat.float(), planes.to(parameter.dtype).cpu().numpy()
 
 
 _Latents = list[tuple["torch.Tensor", "torch.Tensor"]]
