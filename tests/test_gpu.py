@@ -13,7 +13,11 @@ from arrays import run, same
 from cubes import cube
 from scenes import scene
 from tec import batches, codec, weights
+from tec.coarse import Grid
 from tec.sensors import SENSORS
+from tec.specials import as_bits
+from tec.stream import peek
+from test_tensors import CASES as CHUNKS
 
 from xtec import settings
 
@@ -83,6 +87,37 @@ def test_fast_pixels_differ_by_little(kind, tiny_checkpoints, monkeypatch) -> No
     assert np.abs(full.astype(int) - fast).max() <= (90 if tiny else 14)
     worse, better = (np.mean((back.astype(float) - chunk) ** 2) for back in (fast, full))
     assert 10 * np.log10(worse / better) <= 0.05
+
+
+@pytest.mark.parametrize("model", ["elic", "tt"])
+@pytest.mark.parametrize("name", CHUNKS)
+def test_tensors_on_the_gpu_hold_what_arrays_hold(name, model, tiny_checkpoints) -> None:
+    changes, make = CHUNKS[name]
+    path = str(tiny_checkpoints[model])
+    config = tec.CodecConfig(**{"model": model, "weights": path, "bands": ALL, **changes})
+    data = codec.encode(make(), config, device="cuda")
+    wanted = codec.decode(data, weights=path, device="cuda")
+    for options in ({"to": "cuda"}, {"to": "cuda", "device": "cpu"}, {"to": "cpu"}):
+        found = codec.decode(data, weights=path, **options)
+        assert found.device.type == options["to"]
+        assert found.dtype == getattr(torch, wanted.dtype.name)
+        array = found.cpu().numpy()
+        special = ~np.isfinite(wanted) if wanted.dtype.kind == "f" else wanted == config.nodata
+        np.testing.assert_array_equal(as_bits(array)[special], as_bits(wanted)[special])
+        off = np.abs(array[~special].astype(float) - wanted[~special]).max(initial=0)
+        assert off <= config.scale * (0 if config.max_error else 1.001)
+
+
+def test_bands_on_their_grid_come_back_on_it_on_the_gpu(tiny_elic) -> None:
+    config = tec.CodecConfig(model="elic", weights=str(tiny_elic), bands=ALL)
+    data = codec.encode(CHUNKS["20 m"][1](), config, device="cuda")
+    found = codec.decode(data, weights=str(tiny_elic), to="cuda").cpu().numpy()
+    assert sum(map(bool, peek(data).grids)) == 3
+    for band, code in enumerate(peek(data).grids):
+        if code:
+            factor = Grid.from_code(code).factor
+            one = found[:, band, ::factor, ::factor].repeat(factor, 1).repeat(factor, 2)
+            np.testing.assert_array_equal(found[:, band], one)
 
 
 def test_one_network_a_gpu() -> None:

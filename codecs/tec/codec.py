@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
-from typing import TYPE_CHECKING, Union, cast
+from typing import TYPE_CHECKING, Any, Union, cast
 
 import numpy as np
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
     from .models.coding import CodecModel, TemporalModel
+    from .tensors import Pixels
 
 Network = Union["CodecModel", "TemporalModel"]
 
@@ -110,7 +111,8 @@ def decode(
     device: str = "auto",
     max_samples: int = stream.MAX_DECODED,
     precision: str = "full",
-) -> np.ndarray:
+    to: str | None = None,
+) -> Any:
     """Decompress one chunk.
 
     Parameters
@@ -124,10 +126,14 @@ def decode(
         you expect where streams come from strangers, or are larger.
     precision : "full", or "fast" for pixels that differ by some DN (docs/design.md): the synthesis
         multiplies in float16 on a GPU, in bfloat16 on a processor that has it. Latents are the same
+    to : a device of torch ("cuda", "cuda:1", "cpu", ...): gives a tensor there, which on a GPU has
+        never left it. Streams with ``max_error`` are decoded by the processor and copied, and so
+        are interpolated bands of more than 2048 rows or columns
 
     Returns
     -------
-    (time, band, y, x) array of the dtype that was encoded, in native byte order
+    (time, band, y, x) array of the dtype that was encoded, in native byte order; with ``to`` a
+    torch.Tensor of that dtype (``cupy.from_dlpack`` takes it without a copy)
 
     Raises
     ------
@@ -146,6 +152,7 @@ def decode(
         device=device,
         max_samples=max_samples,
         precision=precision,
+        to=to,
     )[0]
 
 
@@ -158,8 +165,9 @@ def decode_many(
     device: str = "auto",
     max_samples: int = stream.MAX_DECODED,
     precision: str = "full",
+    to: str | None = None,
     independent: bool = False,
-) -> list[np.ndarray]:
+) -> list[Any]:
     """Decompress several chunks, their dates batched through the network; see `decode`.
 
     ``dates`` may be a sequence, one entry a stream. ``max_samples`` holds for each stream.
@@ -178,8 +186,15 @@ def decode_many(
             "XTEC_PRECISION, or xtec.settings.precision = 'full')"
         )
     each = [dates] * len(streams) if dates is None or isinstance(dates, int) else dates
+    there = None
+    if to is not None:
+        from .tensors import device_of
+
+        there = device_of(to)
+        if device == "auto" and there.type == "cuda":
+            device = str(there)
     chunks = [
-        _Coded(data, n, weights, device, max_samples, "fast" if fast else None, independent)
+        _Coded(data, n, weights, device, max_samples, "fast" if fast else None, independent, there)
         for data, n in zip(streams, each, strict=True)
     ]
     lossy = [c for c in chunks if c.model != "none"]
@@ -197,9 +212,7 @@ def decode_many(
                 coded.put(date, plane)
 
     in_batches(units, device, run)
-    for c in chunks:
-        c.put_residual()
-    return [c.out for c in chunks]
+    return [c.done() for c in chunks]
 
 
 @runs_networks
@@ -351,8 +364,10 @@ class _Coded:
         max_samples: int = stream.MAX_DECODED,
         precision: str | None = None,
         independent: bool = False,
+        to: torch.device | None = None,
     ) -> None:
         self.independent = independent
+        self.to = to
         header, specials, self.dates, self.residual = stream.unpack(data)
         self.header = header
         if (declared := math.prod(header.shape)) > max_samples:
@@ -378,7 +393,14 @@ class _Coded:
         self.precision = precision or ("float32" if self.residual is None else "float64")
         self.grids = tuple(map(Grid.from_code, header.grids)) or (None,) * b
         nodata = header.config.nodata
-        self.out = np.full((n, b, y, x), samples.fill_value(nodata, header.dtype), header.dtype)
+        self.tensor: Pixels | None = None
+        if to is not None and self.residual is None:
+            from .tensors import Pixels
+
+            self.tensor = Pixels(header, n, self.grids, to)
+        else:
+            fill = samples.fill_value(nodata, header.dtype)
+            self.out = np.full((n, b, y, x), fill, header.dtype)
         extent = header.extent
         shape = (extent[0], b, *extent[1:])
         self.mask, self.values = samples.unpack_specials(specials, shape, header.dtype, nodata)
@@ -422,8 +444,8 @@ class _Coded:
             offered=True,
         )
 
-    def put(self, date: int, plane: np.ndarray) -> None:
-        """What the network gave for a date."""
+    def put(self, date: int, plane: Any) -> None:
+        """What the network gave for a date: a tensor where one is wanted, else an array."""
         _, y, x = self.header.extent
         if self.residual is not None:
             reader = bounded.reader(self.residual.decisions[date])
@@ -431,6 +453,9 @@ class _Coded:
             reader.finish()
             return
         special = (None, None) if self.mask is None else (self.mask[date], self.values[date])
+        if self.tensor is not None:
+            self.tensor.put(date, plane, *special)
+            return
         out = self.out[date, :, :y, :x]
         samples.from_planes(
             plane,
@@ -444,20 +469,30 @@ class _Coded:
             out=out,
         )
 
-    def put_residual(self) -> None:
+    def done(self) -> Any:
+        """All dates, once they were put: an array, or a tensor."""
+        if self.tensor is not None:
+            return self.tensor.done()
+        if self.residual is not None:
+            self._put_residual(self.residual)
+        if self.to is None:
+            return self.out
+        import torch
+
+        return torch.from_numpy(self.out).to(self.to)
+
+    def _put_residual(self, residual: stream.Residual) -> None:
         """All dates, once their picture is there."""
-        if self.residual is None:
-            return
         n, (_, y, x) = self.coded_dates, self.header.extent
         picture = None
         if self.picture:
             picture = np.stack([self.picture[date] for date in range(n)])
         inside = self.out[:n, :, :y, :x]
-        bounded.decode(self.residual, self.header, self.mask, picture, inside)
+        bounded.decode(residual, self.header, self.mask, picture, inside)
         if self.mask is not None:
             for out, mask, values in zip(inside, self.mask, self.values):
                 samples.as_bits(out)[mask] = samples.as_bits(values)
-        bounded.check(self.residual, inside, self.mask, self.header.config.nodata)
+        bounded.check(residual, inside, self.mask, self.header.config.nodata)
 
 
 def _padded(extent: tuple[int, int, int], stride: int) -> tuple[int, int]:
@@ -534,7 +569,7 @@ def _rates(network: Network, config: CodecConfig, dates: int) -> tuple[list[int]
     return sent, [cast("TemporalModel", network).compression(k, config.compression) for k in sent]
 
 
-def _decode_alone(coded: _Coded, device: str) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
+def _decode_alone(coded: _Coded, device: str) -> Iterator[tuple[torch.Tensor, Any]]:
     """`_decode_batch` of one chunk, as little at a time as can be."""
     for unit in _units(0, coded.coded_dates, coded):
         with alone(unit, device):
@@ -543,7 +578,7 @@ def _decode_alone(coded: _Coded, device: str) -> Iterator[tuple[torch.Tensor, np
 
 def _decode_each(
     each: list[list[tuple[_Coded, range]]],
-) -> Generator[list[tuple[_Coded, int, np.ndarray]] | None, None, None]:
+) -> Generator[list[tuple[_Coded, int, Any]] | None, None, None]:
     """Chunk, date and planes of what goes together; None at the end of a batch."""
     for members in each:
         for k, (_, planes) in enumerate(_decode_batch(members)):
@@ -553,7 +588,7 @@ def _decode_each(
 
 def _decode_batch(
     members: list[tuple[_Coded, range]],
-) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
+) -> Iterator[tuple[torch.Tensor, Any]]:
     """Latents and planes (n, ...), date after date, of some chunks of equal group."""
     import torch
 
@@ -571,7 +606,8 @@ def _decode_batch(
                 planes = network.synthesis(restored, lmbda)
             if hurry and not torch.isfinite(planes).all():  # too large for float16
                 planes = network.synthesis(restored, lmbda)
-            yield y_hat.float(), planes.to(parameter.dtype).cpu().numpy()
+            planes = planes.to(parameter.dtype)
+            yield y_hat.float(), planes if first.tensor is not None else planes.cpu().numpy()
 
 
 _Latents = list[tuple["torch.Tensor", "torch.Tensor"]]
