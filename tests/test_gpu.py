@@ -9,7 +9,8 @@ import pytest
 import tec
 import torch
 import xarray as xr
-from arrays import run, same
+import zarr
+from arrays import create, run, same
 from cubes import cube
 from scenes import scene
 from tec import batches, codec, weights
@@ -118,6 +119,25 @@ def test_bands_on_their_grid_come_back_on_it_on_the_gpu(tiny_elic) -> None:
             factor = Grid.from_code(code).factor
             one = found[:, band, ::factor, ::factor].repeat(factor, 1).repeat(factor, 2)
             np.testing.assert_array_equal(found[:, band], one)
+
+
+@pytest.mark.parametrize("shards", [None, (2, 3, 32, 32)])
+def test_zarr_reads_into_gpu_buffers(shards, monkeypatch) -> None:
+    reason = "cupy is no dependency; install it to try zarr's GPU buffers"
+    cupy = pytest.importorskip("cupy", reason=reason)
+    pixels = scene(3, 3, 40, 36, nodata=True)
+    plain = create(pixels.shape, shards=shards)
+    plain[:] = pixels
+    wanted = plain[:]
+    with zarr.config.enable_gpu():
+        array = create(pixels.shape, shards=shards)
+        array[:] = cupy.asarray(pixels)
+        for device in ("cuda", "cpu"):
+            monkeypatch.setattr(settings, "device", device)
+            found = array[:]
+            assert isinstance(found, cupy.ndarray)
+            assert np.abs(found.get().astype(int) - wanted).max() <= 1
+            assert np.abs(array[1, :, ::3].get().astype(int) - wanted[1, :, ::3]).max() <= 1
 
 
 def test_one_network_a_gpu() -> None:

@@ -254,7 +254,8 @@ class ChunkCoder:
         dates: Sequence[int | None] | None = None,
         independent: bool = False,
         precision: str = "full",
-    ) -> list[np.ndarray]:
+        to_gpu: str | None = None,
+    ) -> list[Any]:
         """Decode chunks of the array in one pass of the network. Blocks: see `run_pass`.
 
         Parameters
@@ -268,6 +269,8 @@ class ChunkCoder:
             missing in what is returned.
         independent, precision
             See `tec.codec.decode_many`.
+        to_gpu : str, optional
+            A device of torch, for arrays of cupy there.
 
         Raises
         ------
@@ -290,6 +293,7 @@ class ChunkCoder:
                 device=settings.device,
                 max_samples=math.prod(self.chunk_shape),
                 precision=precision,
+                to=to_gpu,
                 independent=independent,
             )
         except WeightsError as error:
@@ -299,9 +303,11 @@ class ChunkCoder:
                 raise StreamError(f"{where[0]}: {error}") from error
             # one by one, to name the chunk that is damaged
             return [
-                self.decode_chunks([one], dtype, [name], [n], precision=precision)[0]
+                self.decode_chunks([one], dtype, [name], [n], precision=precision, to_gpu=to_gpu)[0]
                 for one, name, n in zip(data, where, dates or [None] * len(data), strict=True)
             ]
+        if to_gpu is not None:
+            cubes = [_of_cupy(cube) for cube in cubes]
         return [self.from_cube(cube, dtype) for cube in cubes]
 
     def _path(self) -> str | None:
@@ -313,6 +319,16 @@ class ChunkCoder:
 
     def _named(self, shape: Sequence[int]) -> str:
         return ", ".join(f"{d}={n}" for d, n in zip(self.dims, shape, strict=True))
+
+
+def _of_cupy(cube: Any) -> Any:
+    """A tensor as an array of cupy, on the same memory."""
+    import cupy
+    import torch
+
+    if cube.dtype is torch.uint16:  # which not every version of torch hands over
+        return cupy.from_dlpack(cube.view(torch.int16)).view("u2")
+    return cupy.from_dlpack(cube)
 
 
 def _stored(nodata: float | None, dtype: np.dtype) -> str:
