@@ -593,6 +593,7 @@ def _decode_batch(
     import torch
 
     from . import coder, precision
+    from .transfer import to_host
 
     first, dates = members[0]
     _, rates = _rates(first.network, first.header.config, len(dates))
@@ -607,7 +608,7 @@ def _decode_batch(
             if hurry and not torch.isfinite(planes).all():  # too large for float16
                 planes = network.synthesis(restored, lmbda)
             planes = planes.to(parameter.dtype)
-            yield y_hat.float(), planes if first.tensor is not None else planes.cpu().numpy()
+            yield y_hat.float(), planes if first.tensor is not None else to_host(planes)[0]
 
 
 _Latents = list[tuple["torch.Tensor", "torch.Tensor"]]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..entropy.integers import IntegerCoding
 from ..errors import TecError
+from ..transfer import to_device, to_host
 from .coding import Past, Rounder
 from .tokens import (
     BLOCK,
@@ -300,8 +301,7 @@ def date_steps(
             count = sent if given is not None and at < sent else 1
             before = tokens[-1:] if given is None or at else given[: count - 1]
             found = unrolling.predict(before, count)
-            mean = rows_of(found.means, n).cpu().numpy()
-            log_scale = rows_of(found.log_scales, n).cpu().numpy()
+            mean, log_scale = to_host(rows_of(found.means, n), rows_of(found.log_scales, n))
             if at < sent or random is not None:
                 index, whole = coding(*rounder.parameters(mean, log_scale))
                 if random is not None and at >= sent:
@@ -313,7 +313,7 @@ def date_steps(
                 values = symbols + whole
             else:
                 values = rounder.round(mean).astype(np.float32)
-            tokens += tokens_of(torch.from_numpy(values).to(found.features), found.means)
+            tokens += tokens_of(to_device(values, found.features), found.means)
             features.append(found.features)
         done.append(prior.layout.blocks(tokens).unflatten(0, (n, -1)))
         all_features.append(torch.cat(features, 1).unflatten(0, (n, -1)))
