@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import zarr
 from arrays import create, run, same
 from cubes import cube
 from scenes import scene
-from tec import batches, codec, weights
+from tec import batches, codec, graphs, weights
 from tec.coarse import Grid
 from tec.sensors import SENSORS
 from tec.specials import as_bits
@@ -121,6 +122,20 @@ def test_bands_on_their_grid_come_back_on_it_on_the_gpu(tiny_elic) -> None:
             np.testing.assert_array_equal(found[:, band], one)
 
 
+@pytest.mark.parametrize("model", ["elic", "tt"])
+def test_short_products_around_it_reach_nothing(model: str, monkeypatch) -> None:
+    config = tec.CodecConfig(model=model, bands=ALL)
+    chunk = CHUNKS["20 m"][1]()
+    data = codec.encode(chunk, config, device="cuda")
+    pixels = codec.decode(data, to="cuda")
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    with torch.autocast("cuda", torch.bfloat16):
+        assert codec.encode(chunk, config, device="cuda") == data
+        assert torch.equal(codec.decode(data, to="cuda").int(), pixels.int())
+    assert torch.backends.cuda.matmul.allow_tf32
+
+
 @pytest.mark.parametrize("shards", [None, (2, 3, 32, 32)])
 def test_zarr_reads_into_gpu_buffers(shards, monkeypatch) -> None:
     reason = "cupy is no dependency; install it to try zarr's GPU buffers"
@@ -138,6 +153,47 @@ def test_zarr_reads_into_gpu_buffers(shards, monkeypatch) -> None:
             assert isinstance(found, cupy.ndarray)
             assert np.abs(found.get().astype(int) - wanted).max() <= 1
             assert np.abs(array[1, :, ::3].get().astype(int) - wanted[1, :, ::3]).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["published tt", "flex"])
+def test_steps_are_recorded_and_replayed(kind, tiny_checkpoints, monkeypatch, caplog) -> None:
+    path = str(tiny_checkpoints[kind])
+    quality = (16, 5, 0, 9) if kind == "flex" else None
+    config = tec.CodecConfig(
+        model=kind.split()[-1], weights=path, bands=ALL, nodata=0, quality=quality
+    )
+    chunks = [scene(4, 12, 128, 192, seed=seed) for seed in range(2)]
+    streams = codec.encode_many(chunks, config, device="cuda")
+    monkeypatch.setenv("XTEC_CUDA_GRAPHS", "0")
+    wanted = [codec.latents(data, weights=path, device="cuda") for data in streams]
+    pixels = codec.decode_many(streams, weights=path, device="cuda")
+    monkeypatch.setenv("XTEC_CUDA_GRAPHS", "1")
+    capture, recorded, replays, evaluations = graphs._capture, [], [], []
+
+    def spy(run, device):
+        graph, found = capture(run, device)
+        recorded.append(graph)
+        replay = lambda: replays.append(graph) or graph.replay()  # noqa: E731
+        return SimpleNamespace(replay=replay), found
+
+    monkeypatch.setattr(graphs, "_capture", spy)
+    evaluate = codec._evaluate
+    monkeypatch.setattr(
+        codec, "_evaluate", lambda *args: evaluations.append(args[1]) or evaluate(*args)
+    )
+    assert codec.encode_many(chunks, config, device="cuda") == streams
+    for _ in range(2):
+        for data, its in zip(streams, wanted, strict=True):
+            for a, b in zip(codec.latents(data, weights=path, device="cuda"), its, strict=True):
+                np.testing.assert_array_equal(a, b)
+    assert not caplog.records
+    assert len(recorded) == 2 * 16  # of the first date, and of the others
+    assert len(replays) == 16 * (3 + 11)
+    for _ in range(2):
+        back = codec.decode_many(streams, weights=path, device="cuda")
+    for mine, its in zip(back, pixels, strict=True):
+        assert np.abs(mine.astype(int) - its).max() <= 1
+    assert set(evaluations) == {"float32"}  # nothing had to be tried again
 
 
 def test_one_network_a_gpu() -> None:
