@@ -96,11 +96,15 @@ def _settings(device: str) -> Iterator[tuple[Any, str, tuple]]:
 
 
 def _set_by_name() -> bool:
-    """Whether somebody has set CUDA's operations one by one: torch then refuses to sum it up."""
+    """Whether somebody has set CUDA's operations one by one (torch then refuses to sum it up), or
+    all at once by the newer name, which what the older one leaves open falls back to."""
+    backends: Any = torch.backends
     try:
-        return None in (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
+        if None in (backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32):
+            return True
     except RuntimeError:
         return True
+    return getattr(backends.cudnn, "fp32_precision", "none") not in ("none", "ieee")
 
 
 class _LegacyPrecision:
