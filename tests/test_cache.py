@@ -100,11 +100,11 @@ def test_a_pass_under_way_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
     inner, calls = ChunkCoder.decode_chunks, []
     begun, go = threading.Event(), threading.Event()
 
-    def slow(self: Any, *args: Any) -> Any:
+    def slow(self: Any, *args: Any, **more: Any) -> Any:
         calls.append(args[3])
         begun.set()
         assert go.wait(PATIENCE)
-        return inner(self, *args)
+        return inner(self, *args, **more)
 
     monkeypatch.setattr(ChunkCoder, "decode_chunks", slow)
     first = ask(stream(), dates=[1])
@@ -150,7 +150,7 @@ def test_damage_concerns_who_reads_the_damaged_chunk(busy: Any) -> None:
 
 
 def test_whatever_goes_wrong_nobody_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*args: Any) -> None:
+    def fail(*args: Any, **more: Any) -> None:
         raise SystemExit("strange")
 
     monkeypatch.setattr(ChunkCoder, "decode_chunks", fail)

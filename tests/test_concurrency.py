@@ -270,3 +270,21 @@ def test_settings_of_cuda_are_kept_too() -> None:
             assert not torch.backends.cudnn.allow_tf32
             assert not torch.backends.cuda.matmul.allow_tf32
         assert settings() == before
+
+
+def test_older_and_newer_settings_of_cuda_at_once() -> None:
+    run(
+        """
+        import torch
+        from tec.precision import full_precision
+        if not hasattr(torch.backends, "fp32_precision"):  # before torch 2.9
+            raise SystemExit
+        torch.backends.fp32_precision = "tf32"
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        owners = torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn
+        with full_precision("cuda"):
+            assert [owner.fp32_precision for owner in owners] == ["ieee"] * 3
+        assert [owner.fp32_precision for owner in owners] == ["tf32"] * 3
+        assert torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32
+        """
+    )

@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import tec
 import torch
 from arrays import run
-from tec import threads
+from scenes import scene
+from tec import codec, coder, threads
 
 from xtec import passes, settings
 from xtec.chunks import batch_size, run_pass
@@ -291,4 +295,84 @@ def test_the_size_of_a_call_needs_no_torch(visible: str | None) -> None:
         assert passes._sees_gpu() == ({visible!r} in (None, "0"))
         assert "torch" not in sys.modules
         """
+    )
+
+
+# the coder
+
+
+def test_who_codes_rows_takes_its_share(machine) -> None:
+    machine(16, 16)
+    assert threads.of_the_coder("cpu") == threads.of_a_pass() == 4
+    assert threads.of_the_coder("cuda") == 16
+
+
+def test_rows_side_by_side(machine) -> None:
+    machine(4, 4)
+    barrier = threading.Barrier(3)
+    seen = set()
+
+    def work(item: int) -> int:
+        seen.add(threading.get_ident())
+        if item < 3:
+            barrier.wait(PATIENCE)  # passes only if three are at it
+        return item * item
+
+    assert threads.side_by_side(work, range(10), 3) == [i * i for i in range(10)]
+    assert len(seen) == 3
+    assert threading.get_ident() in seen
+    seen.clear()
+    assert threads.side_by_side(work, range(3, 10), 1) == [i * i for i in range(3, 10)]
+    assert threads.side_by_side(work, [], 4) == []
+    assert seen == {threading.get_ident()}
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_errors_come_when_nobody_is_at_it_any_more(machine, bad: int) -> None:
+    machine(4, 4)
+    ended = []
+
+    def work(item: int) -> None:
+        if item == bad:
+            raise ValueError("bad")
+        time.sleep(0.05)
+        ended.append(item)
+
+    with pytest.raises(ValueError, match="bad"):
+        threads.side_by_side(work, range(4), 4)
+    assert sorted(ended) == [i for i in range(4) if i != bad]
+
+
+@pytest.mark.parametrize("model", ["fp", "elic", "tt"])
+def test_several_threads_code_the_same_bytes(model: str, monkeypatch) -> None:
+    config = tec.CodecConfig(model=model, bands=("B02", "B03", "B04"), nodata=0)
+    chunks = [scene(2, 3, 48, 32, seed=seed) for seed in range(5)]
+    wanted = codec.encode_many(chunks, config, device="cpu")
+    pixels = codec.decode_many(wanted, device="cpu")
+    asked = []
+    monkeypatch.setattr(coder, "_WORTH", 1)
+    monkeypatch.setattr(threads, "of_the_coder", lambda device: asked.append(device) or 3)
+    assert codec.encode_many(chunks, config, device="cpu") == wanted
+    for mine, its in zip(codec.decode_many(wanted, device="cpu"), pixels, strict=True):
+        np.testing.assert_array_equal(mine, its)
+    assert set(asked) == {"cpu"}
+    damaged = [*wanted[:3], wanted[3][:-9] + b"123456789"]
+    with pytest.raises(tec.StreamError):
+        codec.decode_many(damaged, device="cpu")
+
+
+def test_a_forked_child_has_threads_for_its_coder() -> None:
+    run(
+        """
+        import os
+        from tec import threads
+        def work(item):
+            return item + 1
+        assert threads.side_by_side(work, range(4), 2) == [1, 2, 3, 4]
+        if (child := os.fork()) == 0:
+            os._exit(42 if threads.side_by_side(work, range(4), 2) == [1, 2, 3, 4] else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42
+        """,
+        "-W",
+        "ignore::DeprecationWarning",
     )

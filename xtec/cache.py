@@ -27,8 +27,8 @@ from .chunks import run_pass
 if TYPE_CHECKING:
     from .chunks import ChunkCoder
 
-#: Codec, dtype, device and sha256 of the stream.
-Key = tuple["ChunkCoder", str, str, bytes]
+#: Codec, dtype, device, precision and sha256 of the stream.
+Key = tuple["ChunkCoder", str, str, str, bytes]
 
 
 class Held(NamedTuple):
@@ -90,7 +90,8 @@ def decode(
         ``xtec.settings.cache`` is no size.
     """
     most, all_dates = limit(), coder.cube_shape[0]
-    keys = [(coder, dtype.str, settings.device, hashlib.sha256(one).digest()) for one in data]
+    how = settings.device, settings.precision
+    keys = [(coder, dtype.str, *how, hashlib.sha256(one).digest()) for one in data]
     wanted = [all_dates if n is None else min(n, all_dates) for n in dates or [None] * len(data)]
     out, new = [], []
     with _lock:
@@ -150,7 +151,8 @@ def _pass(coder: ChunkCoder, dtype: np.dtype, flights: list[_Flight], most: int)
     data, where = [f.data for f in wanted], [f.where for f in wanted]
     dates = [f.dates if "time" in coder.dims else None for f in wanted]
     try:
-        found = coder.decode_chunks(data, dtype, where, dates)
+        _, _, _, precision, _ = wanted[0].key  # as it was when they were asked for
+        found = coder.decode_chunks(data, dtype, where, dates, precision=precision)
     except BaseException as error:  # whatever it is: others wait
         if len(wanted) == 1:
             _land(wanted[0], error, most)

@@ -253,7 +253,9 @@ class ChunkCoder:
         where: Sequence[str],
         dates: Sequence[int | None] | None = None,
         independent: bool = False,
-    ) -> list[np.ndarray]:
+        precision: str = "full",
+        to_gpu: str | None = None,
+    ) -> list[Any]:
         """Decode chunks of the array in one pass of the network. Blocks: see `run_pass`.
 
         Parameters
@@ -265,8 +267,10 @@ class ChunkCoder:
         dates : sequence of int, optional
             How many dates of each chunk to decode, from the first on; None for all. The others are
             missing in what is returned.
-        independent : bool
+        independent, precision
             See `tec.codec.decode_many`.
+        to_gpu : str, optional
+            A device of torch, for arrays of cupy there.
 
         Raises
         ------
@@ -274,6 +278,8 @@ class ChunkCoder:
             Names the chunk; nothing is decoded when one of the headers does not fit the array.
         WeightsError
             The checkpoint cannot be had.
+        TecError
+            ``precision`` is none, or the chunk does not allow it.
         """
         from tec import codec
 
@@ -286,6 +292,8 @@ class ChunkCoder:
                 weights=self._path(),
                 device=settings.device,
                 max_samples=math.prod(self.chunk_shape),
+                precision=precision,
+                to=to_gpu,
                 independent=independent,
             )
         except WeightsError as error:
@@ -295,9 +303,11 @@ class ChunkCoder:
                 raise StreamError(f"{where[0]}: {error}") from error
             # one by one, to name the chunk that is damaged
             return [
-                self.decode_chunks([one], dtype, [name], [n])[0]
+                self.decode_chunks([one], dtype, [name], [n], precision=precision, to_gpu=to_gpu)[0]
                 for one, name, n in zip(data, where, dates or [None] * len(data), strict=True)
             ]
+        if to_gpu is not None:
+            cubes = [_of_cupy(cube) for cube in cubes]
         return [self.from_cube(cube, dtype) for cube in cubes]
 
     def _path(self) -> str | None:
@@ -309,6 +319,16 @@ class ChunkCoder:
 
     def _named(self, shape: Sequence[int]) -> str:
         return ", ".join(f"{d}={n}" for d, n in zip(self.dims, shape, strict=True))
+
+
+def _of_cupy(cube: Any) -> Any:
+    """A tensor as an array of cupy, on the same memory."""
+    import cupy
+    import torch
+
+    if cube.dtype is torch.uint16:  # which not every version of torch hands over
+        return cupy.from_dlpack(cube.view(torch.int16)).view("u2")
+    return cupy.from_dlpack(cube)
 
 
 def _stored(nodata: float | None, dtype: np.dtype) -> str:

@@ -19,6 +19,12 @@ device: str = os.environ.get("XTEC_DEVICE", "auto")
 """Where the networks run: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
 Environment variable ``XTEC_DEVICE``."""
 
+precision: str = os.environ.get("XTEC_PRECISION", "full")
+"""How pixels are computed when a store is read: ``"full"``, or ``"fast"`` for ones that differ by
+some DN (`tec.decode`). Stores with a bound on their error, and `verify`, refuse ``"fast"``; what is
+written and measured while writing is always ``"full"``.
+Environment variable ``XTEC_PRECISION``."""
+
 missing_chunks: str = os.environ.get("XTEC_MISSING_CHUNKS", "raise")
 """What a read does with a chunk that was never written (format 3 only): ``"raise"``, or ``"fill"``
 to see it as nodata, for looking at what an interrupted write has left.

@@ -21,7 +21,7 @@ from tec.errors import StreamError, TecError
 from tec.specials import fill_value
 from zarr.core.sync import sync
 
-from . import embedded
+from . import embedded, settings
 from .attributes import ATTRIBUTE, CF_ENCODING
 from .blocks import Job, Target, each, run
 from .chunks import SOUND, ChunkCoder, run_pass
@@ -181,7 +181,10 @@ def verify(
     ------
     ValueError
         There is nothing of xtec's in the store, or ``against`` is another cube.
+    TecError
+        ``xtec.settings.precision`` is "fast".
     """
+    refuse_fast()
     from .report import compressed_arrays
 
     _, arrays, codecs = compressed_arrays(store, storage_options)
@@ -201,6 +204,15 @@ def verify(
             (parts,) = run([looking(Job(target, data, nothing), sample)], "verifying", False)
         found.append(_merged(name, array, parts))
     return found
+
+
+def refuse_fast() -> None:
+    """TecError where this process reads pixels in a hurry: who verifies must not."""
+    if settings.precision == "fast":
+        raise TecError(
+            "verify wants pixels as they are stored, and xtec.settings.precision (XTEC_PRECISION) "
+            "is 'fast': set it to 'full', here and in Dask's workers"
+        )
 
 
 def _check_same(
@@ -420,6 +432,7 @@ def _part(pixels: np.ndarray, inner: At, codec: ChunkCoder) -> np.ndarray:
 
 def _decoded(codec: ChunkCoder, data: bytes, dtype: np.dtype, where: str) -> np.ndarray:
     """(time, band, y, x), as another machine might decode it."""
+    refuse_fast()
     work = run_pass(lambda: codec.decode_chunks([data], dtype, [where], independent=True))
     return codec.to_cube(work.result()[0])
 

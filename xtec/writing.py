@@ -238,6 +238,10 @@ def to_zarr(
 
     if verify not in (True, False, "sample"):
         raise ValueError(f"verify is {verify!r}: choose True, False or 'sample'")
+    if verify:
+        from .verifying import refuse_fast
+
+        refuse_fast()
     if append_dim is not None or region is not None:
         from .appending import add
 

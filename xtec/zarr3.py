@@ -41,13 +41,14 @@ from xtec.chunks import (
     batch_size,
     run_pass,
 )
+from xtec.passes import place
 
 if TYPE_CHECKING:
     import zarr
     from zarr.abc.codec import CodecPipeline
     from zarr.abc.store import ByteGetter, ByteSetter
     from zarr.core.array_spec import ArraySpec
-    from zarr.core.buffer import Buffer, NDBuffer
+    from zarr.core.buffer import Buffer, BufferPrototype, NDBuffer
     from zarr.core.indexing import SelectorTuple
 
 T = TypeVar("T")
@@ -112,8 +113,12 @@ class XtecCodec(
         self, chunks_and_specs: Iterable[tuple[NDBuffer | None, ArraySpec]]
     ) -> list[Buffer | None]:
         batch = list(chunks_and_specs)
-        chunks = [chunk.as_numpy_array() for chunk, _ in batch if chunk is not None]
-        data = iter(await _in_pass(self.encode_chunks, chunks) if chunks else [])
+        given = [chunk for chunk, _ in batch if chunk is not None]
+        data = iter(
+            await _in_pass(lambda: self.encode_chunks([c.as_numpy_array() for c in given]))
+            if given
+            else []
+        )
         return [
             None if chunk is None else spec.prototype.buffer.from_bytes(next(data))
             for chunk, spec in batch
@@ -128,10 +133,7 @@ class XtecCodec(
         specs = [spec for buffer, spec in batch if buffer is not None]
         chunks = iter(await self._decode(data, specs, [_UNKNOWN] * len(data)))
         return [
-            # a copy, since others may read the same chunk
-            None
-            if buffer is None
-            else spec.prototype.nd_buffer.from_numpy_array(np.array(next(chunks)))
+            None if buffer is None else _nd_buffer(spec.prototype, next(chunks), copy=True)
             for buffer, spec in batch
         ]
 
@@ -150,13 +152,22 @@ class XtecCodec(
         specs: Sequence[ArraySpec],
         where: Sequence[str],
         dates: Sequence[int | None] | None = None,
-    ) -> list[np.ndarray]:
-        """Chunks that others may share: read-only, with as many dates as are wanted or more."""
+    ) -> list[Any]:
+        """Chunks that others may share: read-only, with as many dates as are wanted or more. Arrays
+        of numpy, or of cupy where that is what zarr wants and the networks run on its GPU."""
         if not data:
             return []
         for spec in specs:
             self.check_chunk(spec.shape)
         dtype = specs[0].dtype.to_native_dtype()
+        gpu = _gpu_of(specs[0].prototype)
+        if gpu is not None and dtype.isnative:
+            precision = settings.precision
+            return await _in_pass(
+                lambda: self.decode_chunks(
+                    data, dtype, where, dates, precision=precision, to_gpu=gpu
+                )
+            )
         # hashing a long stream takes some milliseconds
         futures = await asyncio.to_thread(cache.decode, self, data, dtype, where, dates)
         return await asyncio.gather(*map(asyncio.wrap_future, futures))
@@ -167,7 +178,7 @@ class XtecCodec(
         self, batch_info: Iterable[tuple[ByteGetter, SelectorTuple, ArraySpec]]
     ) -> list[NDBuffer | None]:
         batch = list(batch_info)
-        buffers = await asyncio.gather(*(getter.get(spec.prototype) for getter, _, spec in batch))
+        buffers = await asyncio.gather(*(_get(getter, spec) for getter, _, spec in batch))
         asked = [self._first_dates(selection, spec.shape) for _, selection, spec in batch]
         found = [
             (buffer.to_bytes(), spec, _where(getter), dates)
@@ -195,7 +206,7 @@ class XtecCodec(
         return [
             None
             if buffer is None  # zarr fills
-            else spec.prototype.nd_buffer.from_numpy_array(np.asarray(next(chunks)[selection]))
+            else _nd_buffer(spec.prototype, next(chunks)[selection])
             for buffer, (_, _, spec), (_, selection) in zip(buffers, batch, asked, strict=True)
         ]
 
@@ -281,7 +292,7 @@ class XtecCodec(
         self.check_chunk(spec.shape)
         if _is_complete(selection, spec.shape):
             return
-        stored = await setter.get(spec.prototype)
+        stored = await _get(setter, spec)
         if stored is None:
             return
         where = _where(setter)
@@ -358,6 +369,34 @@ def in_batches(array: zarr.Array, codec: ChunkCoder) -> zarr.Array:
 
 
 _UNKNOWN = "a chunk"
+
+
+async def _get(getter: ByteGetter, spec: ArraySpec) -> Buffer | None:
+    """Bytes of a stream, which the processor reads whatever buffers zarr is set to. What a shard
+    holds is there already, in zarr's buffers."""
+    from zarr.core.buffer.cpu import buffer_prototype
+    from zarr.storage import StorePath
+
+    return await getter.get(buffer_prototype if isinstance(getter, StorePath) else spec.prototype)
+
+
+def _gpu_of(prototype: BufferPrototype) -> str | None:
+    """The GPU where zarr wants pixels (``zarr.config.enable_gpu()``), if networks run on one; None
+    where pixels come by way of numpy."""
+    from zarr.core.buffer import gpu
+
+    if not issubclass(prototype.nd_buffer, gpu.NDBuffer) or place(settings.device) == "cpu":
+        return None
+    import cupy  # which such a buffer has
+
+    return f"cuda:{cupy.cuda.runtime.getDevice()}"
+
+
+def _nd_buffer(prototype: BufferPrototype, pixels: Any, copy: bool = False) -> NDBuffer:
+    """``copy`` those that others may share."""
+    if hasattr(pixels, "__cuda_array_interface__"):
+        return prototype.nd_buffer.from_ndarray_like(pixels)
+    return prototype.nd_buffer.from_numpy_array(np.array(pixels, copy=copy or None))
 
 
 async def _in_pass(work: Callable[..., T], *args: Any) -> T:

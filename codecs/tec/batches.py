@@ -146,5 +146,8 @@ def _give_back(device: str) -> None:
     if _is_gpu(device):
         import torch
 
+        from . import graphs
+
+        graphs.drop()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
-from typing import TYPE_CHECKING, Union, cast
+from typing import TYPE_CHECKING, Any, Union, cast
 
 import numpy as np
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
     from .models.coding import CodecModel, TemporalModel
+    from .tensors import Pixels
 
 Network = Union["CodecModel", "TemporalModel"]
 
@@ -30,6 +32,8 @@ Network = Union["CodecModel", "TemporalModel"]
 TEMPORAL = ("tt", "flex")
 #: The range of each band is told where the rest of the stream is so many times longer.
 _RANGES = 200
+#: Of pixels, as users say it: what is promised, or what is quickest (`tec.precision.fast`).
+PRECISIONS = ("full", "fast")
 
 
 def encode(chunk: np.ndarray, config: CodecConfig, *, device: str = "auto") -> bytes:
@@ -106,7 +110,9 @@ def decode(
     weights: str | None = None,
     device: str = "auto",
     max_samples: int = stream.MAX_DECODED,
-) -> np.ndarray:
+    precision: str = "full",
+    to: str | None = None,
+) -> Any:
     """Decompress one chunk.
 
     Parameters
@@ -118,10 +124,16 @@ def decode(
     max_samples : most samples (time x band x y x x) that the stream may declare; one that declares
         more is refused before anything of that size is allocated. 2**30 unless told: pass what
         you expect where streams come from strangers, or are larger.
+    precision : "full", or "fast" for pixels that differ by some DN (docs/design.md): the synthesis
+        multiplies in float16 on a GPU, in bfloat16 on a processor that has it. Latents are the same
+    to : a device of torch ("cuda", "cuda:1", "cpu", ...): gives a tensor there, which on a GPU has
+        never left it. Streams with ``max_error`` are decoded by the processor and copied, and so
+        are interpolated bands of more than 2048 rows or columns
 
     Returns
     -------
-    (time, band, y, x) array of the dtype that was encoded, in native byte order
+    (time, band, y, x) array of the dtype that was encoded, in native byte order; with ``to`` a
+    torch.Tensor of that dtype (``cupy.from_dlpack`` takes it without a copy)
 
     Raises
     ------
@@ -130,9 +142,17 @@ def decode(
         than the margin that was allowed for.
     WeightsError
         The checkpoint that the stream needs cannot be had.
+    TecError
+        ``precision="fast"`` of a stream with ``max_error``, whose pixels are exact.
     """
     return decode_many(
-        [data], dates=dates, weights=weights, device=device, max_samples=max_samples
+        [data],
+        dates=dates,
+        weights=weights,
+        device=device,
+        max_samples=max_samples,
+        precision=precision,
+        to=to,
     )[0]
 
 
@@ -144,17 +164,37 @@ def decode_many(
     weights: str | None = None,
     device: str = "auto",
     max_samples: int = stream.MAX_DECODED,
+    precision: str = "full",
+    to: str | None = None,
     independent: bool = False,
-) -> list[np.ndarray]:
+) -> list[Any]:
     """Decompress several chunks, their dates batched through the network; see `decode`.
 
     ``dates`` may be a sequence, one entry a stream. ``max_samples`` holds for each stream.
     ``independent`` evaluates everything in float64, each chunk by itself: as far from the encoder's
-    arithmetic as another machine's may be.
+    arithmetic as another machine's may be. It refuses ``precision="fast"``.
     """
+    if precision not in PRECISIONS:
+        raise TecError(
+            f"precision {precision!r}: it must be 'full' (pixels within 1 DN of other machines') "
+            "or 'fast' (float16 on a GPU, bfloat16 on a processor that has it)"
+        )
+    fast = precision == "fast"
+    if independent and fast:
+        raise TecError(
+            "precision 'fast' says nothing of what is stored: verify with precision 'full' (unset "
+            "XTEC_PRECISION, or xtec.settings.precision = 'full')"
+        )
     each = [dates] * len(streams) if dates is None or isinstance(dates, int) else dates
+    there = None
+    if to is not None:
+        from .tensors import device_of
+
+        there = device_of(to)
+        if device == "auto" and there.type == "cuda":
+            device = str(there)
     chunks = [
-        _Coded(data, n, weights, device, max_samples, independent=independent)
+        _Coded(data, n, weights, device, max_samples, "fast" if fast else None, independent, there)
         for data, n in zip(streams, each, strict=True)
     ]
     lossy = [c for c in chunks if c.model != "none"]
@@ -172,9 +212,7 @@ def decode_many(
                 coded.put(date, plane)
 
     in_batches(units, device, run)
-    for c in chunks:
-        c.put_residual()
-    return [c.out for c in chunks]
+    return [c.done() for c in chunks]
 
 
 @runs_networks
@@ -326,8 +364,10 @@ class _Coded:
         max_samples: int = stream.MAX_DECODED,
         precision: str | None = None,
         independent: bool = False,
+        to: torch.device | None = None,
     ) -> None:
         self.independent = independent
+        self.to = to
         header, specials, self.dates, self.residual = stream.unpack(data)
         self.header = header
         if (declared := math.prod(header.shape)) > max_samples:
@@ -343,11 +383,24 @@ class _Coded:
         t, b, y, x = header.shape
         n = t if dates is None else min(dates, t)
         self.coded_dates = min(n, header.extent[0])
+        if precision == "fast" and self.residual is not None:
+            raise TecError(
+                "the stream has a bound on its error, which precision 'fast' would break: decode "
+                "it with precision 'full' (unset XTEC_PRECISION, or xtec.settings.precision = "
+                "'full')"
+            )
         # A picture that all machines must agree on is one of float64.
         self.precision = precision or ("float32" if self.residual is None else "float64")
         self.grids = tuple(map(Grid.from_code, header.grids)) or (None,) * b
         nodata = header.config.nodata
-        self.out = np.full((n, b, y, x), samples.fill_value(nodata, header.dtype), header.dtype)
+        self.tensor: Pixels | None = None
+        if to is not None and self.residual is None:
+            from .tensors import Pixels
+
+            self.tensor = Pixels(header, n, self.grids, to)
+        else:
+            fill = samples.fill_value(nodata, header.dtype)
+            self.out = np.full((n, b, y, x), fill, header.dtype)
         extent = header.extent
         shape = (extent[0], b, *extent[1:])
         self.mask, self.values = samples.unpack_specials(specials, shape, header.dtype, nodata)
@@ -391,8 +444,8 @@ class _Coded:
             offered=True,
         )
 
-    def put(self, date: int, plane: np.ndarray) -> None:
-        """What the network gave for a date."""
+    def put(self, date: int, plane: Any) -> None:
+        """What the network gave for a date: a tensor where one is wanted, else an array."""
         _, y, x = self.header.extent
         if self.residual is not None:
             reader = bounded.reader(self.residual.decisions[date])
@@ -400,6 +453,9 @@ class _Coded:
             reader.finish()
             return
         special = (None, None) if self.mask is None else (self.mask[date], self.values[date])
+        if self.tensor is not None:
+            self.tensor.put(date, plane, *special)
+            return
         out = self.out[date, :, :y, :x]
         samples.from_planes(
             plane,
@@ -413,20 +469,30 @@ class _Coded:
             out=out,
         )
 
-    def put_residual(self) -> None:
+    def done(self) -> Any:
+        """All dates, once they were put: an array, or a tensor."""
+        if self.tensor is not None:
+            return self.tensor.done()
+        if self.residual is not None:
+            self._put_residual(self.residual)
+        if self.to is None:
+            return self.out
+        import torch
+
+        return torch.from_numpy(self.out).to(self.to)
+
+    def _put_residual(self, residual: stream.Residual) -> None:
         """All dates, once their picture is there."""
-        if self.residual is None:
-            return
         n, (_, y, x) = self.coded_dates, self.header.extent
         picture = None
         if self.picture:
             picture = np.stack([self.picture[date] for date in range(n)])
         inside = self.out[:n, :, :y, :x]
-        bounded.decode(self.residual, self.header, self.mask, picture, inside)
+        bounded.decode(residual, self.header, self.mask, picture, inside)
         if self.mask is not None:
             for out, mask, values in zip(inside, self.mask, self.values):
                 samples.as_bits(out)[mask] = samples.as_bits(values)
-        bounded.check(self.residual, inside, self.mask, self.header.config.nodata)
+        bounded.check(residual, inside, self.mask, self.header.config.nodata)
 
 
 def _padded(extent: tuple[int, int, int], stride: int) -> tuple[int, int]:
@@ -503,7 +569,7 @@ def _rates(network: Network, config: CodecConfig, dates: int) -> tuple[list[int]
     return sent, [cast("TemporalModel", network).compression(k, config.compression) for k in sent]
 
 
-def _decode_alone(coded: _Coded, device: str) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
+def _decode_alone(coded: _Coded, device: str) -> Iterator[tuple[torch.Tensor, Any]]:
     """`_decode_batch` of one chunk, as little at a time as can be."""
     for unit in _units(0, coded.coded_dates, coded):
         with alone(unit, device):
@@ -512,7 +578,7 @@ def _decode_alone(coded: _Coded, device: str) -> Iterator[tuple[torch.Tensor, np
 
 def _decode_each(
     each: list[list[tuple[_Coded, range]]],
-) -> Generator[list[tuple[_Coded, int, np.ndarray]] | None, None, None]:
+) -> Generator[list[tuple[_Coded, int, Any]] | None, None, None]:
     """Chunk, date and planes of what goes together; None at the end of a batch."""
     for members in each:
         for k, (_, planes) in enumerate(_decode_batch(members)):
@@ -522,18 +588,27 @@ def _decode_each(
 
 def _decode_batch(
     members: list[tuple[_Coded, range]],
-) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
+) -> Iterator[tuple[torch.Tensor, Any]]:
     """Latents and planes (n, ...), date after date, of some chunks of equal group."""
-    from . import coder
+    import torch
+
+    from . import coder, precision
+    from .transfer import to_host
 
     first, dates = members[0]
     _, rates = _rates(first.network, first.header.config, len(dates))
-    network = first.network if first.precision == "float32" else first.evaluation("float64")
-    dtype = next(network.parameters()).dtype
+    network = first.evaluation("float64") if first.precision == "float64" else first.network
+    parameter = next(network.parameters())
+    hurry = first.precision == "fast"
     with coder.exactly(network):
         for (y_hat, restored), lmbda in zip(_decode_latents(members), rates, strict=True):
-            planes = network.synthesis(restored.to(dtype), lmbda)
-            yield y_hat.float(), planes.cpu().numpy()
+            restored = restored.to(parameter.dtype)
+            with precision.fast(parameter.device) if hurry else nullcontext():
+                planes = network.synthesis(restored, lmbda)
+            if hurry and not torch.isfinite(planes).all():  # too large for float16
+                planes = network.synthesis(restored, lmbda)
+            planes = planes.to(parameter.dtype)
+            yield y_hat.float(), planes if first.tensor is not None else to_host(planes)[0]
 
 
 _Latents = list[tuple["torch.Tensor", "torch.Tensor"]]

@@ -18,12 +18,16 @@ from .models.temporal import DATES, GROUP
 from .models.tokens import TOKENS
 from .precision import full_precision
 from .stream import Date
+from .transfer import to_host
 
 if TYPE_CHECKING:
     from .models.coding import CodecModel, DateOut, Past, TemporalModel
     from .models.temporal import History
 
 T = TypeVar("T")
+
+#: Symbols of several rows that are worth a second thread: half a millisecond of work.
+_WORTH = 2**16
 
 
 class Coded(NamedTuple):
@@ -197,7 +201,8 @@ class Taken:
         self._index: list[np.ndarray] = []
 
     def __call__(self, step: Any) -> np.ndarray:
-        rest = step.select(self._values[step.latent]).cpu().numpy() - step.mean
+        (values,) = to_host(step.select(self._values[step.latent]))
+        rest = values - step.mean
         if not (np.abs(rest) < 2**30).all():  # a NaN fails too
             raise TecError(
                 "a latent is not finite or too large to code: are the input values physical?"
@@ -217,9 +222,18 @@ class Taken:
         none = np.zeros((n, 0), np.int32)
         symbols = np.concatenate([none, *self._symbols], 1)
         index = np.concatenate([none.astype(np.uint16), *self._index], 1)
-        payloads = [rans.encode(s, i, network.tables) for s, i in zip(symbols, index)]
+        tables, most = network.tables, _threads(network, symbols.size)
+        rows = list(zip(symbols, index))
+        payloads = threads.side_by_side(lambda row: rans.encode(*row, tables), rows, most)
         parts = zip(checksums(y_hat), writer.getvalue(), payloads)
         return [Date(*part, skipped) for part in parts]
+
+
+def _threads(network: torch.nn.Module | Any, symbols: int) -> int:
+    """Threads for the coder of so many symbols in all rows."""
+    if symbols < _WORTH:
+        return 1
+    return threads.of_the_coder(next(network.parameters()).device.type)
 
 
 def checksums(y_hat: torch.Tensor) -> list[int]:
@@ -317,7 +331,8 @@ def _decode(
     reader = portable.Reader([date.decisions for date in dates], network.grid)
 
     def symbols_of(step: Any) -> np.ndarray:
-        return np.stack([decoder.read(row) for decoder, row in zip(decoders, step.index)])
+        rows, most = list(zip(decoders, step.index)), _threads(network, step.index.size)
+        return np.stack(threads.side_by_side(lambda row: row[0].read(row[1]), rows, most))
 
     out = run(reader, symbols_of)
     for decoder in decoders:

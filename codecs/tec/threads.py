@@ -11,12 +11,15 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from .forks import in_child
+
+S = TypeVar("S")
 T = TypeVar("T")
 
 _limit: int | None = None
@@ -105,6 +108,54 @@ def sharing() -> Iterator[None]:
         yield
     finally:
         _share.threads = None
+
+
+def of_the_coder(device: str) -> int:
+    """Threads that may code rows of a pass: beside a GPU, which has one pass, all that there are;
+    else those of the pass."""
+    return of_a_pass() if device == "cpu" else allowed()
+
+
+def side_by_side(work: Callable[[S], T], items: Sequence[S], most: int) -> list[T]:
+    """What ``work`` makes of each item, in order, in up to ``most`` threads: this one, and some
+    that all passes share. ``work`` must not call this."""
+    parts = min(most, len(items))
+    if parts < 2:
+        return [work(item) for item in items]
+
+    def part(first: int) -> list[T]:
+        return [work(item) for item in items[first::parts]]
+
+    others = [_helpers().submit(part, first) for first in range(1, parts)]
+    try:
+        own = part(0)
+    finally:
+        wait(others)
+    out: list[Any] = [None] * len(items)
+    for first, found in enumerate([own, *(other.result() for other in others)]):
+        out[first::parts] = found
+    return out
+
+
+_pool: ThreadPoolExecutor | None = None
+_making = threading.Lock()
+
+
+def _helpers() -> ThreadPoolExecutor:
+    global _pool
+    with _making:
+        if _pool is None:
+            _pool = ThreadPoolExecutor(allowed(), thread_name_prefix="tec-coder")
+        return _pool
+
+
+def _after_fork() -> None:
+    # Threads do not survive a fork.
+    global _pool, _making
+    _pool, _making = None, threading.Lock()
+
+
+in_child(_after_fork)
 
 
 def settle() -> None:

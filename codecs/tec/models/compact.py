@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from .. import precision
 from ..entropy.portable import Margin, ScaleGrid
 from ..entropy.tables import Tables
+from ..transfer import to_device, to_host
 from .coding import Random, Rounder, Step, Steps, gather, scatter
 from .densities import Rounding
 
@@ -497,7 +498,8 @@ class Autoregression(_Compact):
             while True:
                 where, parity, mean, log_scale, terms = wanted
                 around = _size(terms, parity) if terms else None
-                index, mean = rounder.parameters(_numpy(mean), _numpy(log_scale), around)
+                asked = to_host(mean, log_scale)
+                index, mean = rounder.parameters(asked[0], asked[1], around)
                 symbols = np.zeros(mean.shape, np.int32)
                 size = where.stop - where.start
                 there = max(0, min(size, sent - where.start))
@@ -586,4 +588,4 @@ def _numpy(x: torch.Tensor) -> np.ndarray:
 
 
 def _tensor(values: np.ndarray, like: torch.Tensor) -> torch.Tensor:
-    return torch.from_numpy(values.astype(np.float32)).to(like)
+    return to_device(values.astype(np.float32), like)

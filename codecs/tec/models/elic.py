@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import TecError
+from ..transfer import to_device, to_host
 from .blocks import (
     AttentionBlock,
     CheckerboardConv2d,
@@ -290,13 +291,11 @@ class Elic(PublishedModel):
             while True:
                 channels, parity, mean, scale = wanted
                 # A NaN passes the clamp and is refused by the rounder.
-                index, on_grid = rounder.parameters(
-                    _numpy(mean), _numpy(scale.clamp_min(SMALLEST_SCALE).log())
-                )
+                asked = to_host(mean, scale.clamp_min(SMALLEST_SCALE).log())
+                index, on_grid = rounder.parameters(asked[0], asked[1])
                 index = index + np.uint16(self.config.N)  # Gaussian tables follow the bottleneck's
                 symbols = yield Step("y", channels, index, on_grid, parity)
-                values = torch.from_numpy(symbols.astype(np.float32) + on_grid)
-                wanted = passes.send(values.to(mean))
+                wanted = passes.send(to_device(symbols.astype(np.float32) + on_grid, mean))
         except StopIteration as end:
             return end.value
 
@@ -360,7 +359,3 @@ class Elic(PublishedModel):
                 "means": torch.cat(means, 1),
                 "scales": torch.cat(scales, 1),
             }
-
-
-def _numpy(x: Tensor) -> np.ndarray:
-    return x.cpu().numpy()

@@ -7,7 +7,9 @@ another from an 8 x 8 window around the block in the two dates before. Blocks do
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Generator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -15,8 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .. import graphs
 from ..entropy.integers import IntegerCoding
 from ..errors import TecError
+from ..transfer import to_device, to_host
 from .coding import Past, Rounder
 from .tokens import (
     BLOCK,
@@ -69,6 +73,7 @@ class TemporalPrior(nn.Module):
         self.enc_position_joint = Position(DATES * WINDOW * WINDOW, width)
         self.dec_position = Position(TOKENS, width)
         self._first: list[KeysValues] | None = None
+        self.graphs: graphs.Graphs = OrderedDict()
 
     # what subclasses say
 
@@ -122,16 +127,20 @@ class TemporalPrior(nn.Module):
 
     def train(self, mode: bool = True) -> Self:
         """Training mode or not, as of any module; forgets what followed from the weights."""
-        self._first = None
+        self._forget()
         return super().train(mode)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Self:
-        self._first = None  # of another device or precision
+        self._forget()  # of another device or precision
         return super()._apply(*args, **kwargs)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._first = None  # of other weights
+        self._forget()  # of other weights
         super()._load_from_state_dict(*args, **kwargs)
+
+    def _forget(self) -> None:
+        self._first = None
+        self.graphs = OrderedDict()
 
 
 class Unrolling:
@@ -143,10 +152,21 @@ class Unrolling:
 
     def __init__(self, prior: TemporalPrior, context: list[KeysValues], batch: int) -> None:
         self._prior = prior
-        self._context = context
-        self._batch = batch
+        self.context = context
+        self.batch = batch
         self._caches = prior.decoder.caches(TOKENS)
         self._next = 0
+
+    def copy(self) -> Unrolling:
+        """At the first token, with a context of its own."""
+        context = [KeysValues(*(part.clone() for part in layer)) for layer in self.context]
+        return Unrolling(self._prior, context, self.batch)
+
+    def rewind(self, token: int) -> None:
+        """Go on with a token that came before, or is next."""
+        self._next = token
+        for cache in self._caches:
+            cache.known = token
 
     def predict(self, values: Sequence[Tensor], count: int = 1) -> Prediction:
         """The next ``count`` tokens, given the values (b, k) of the one before the first of them
@@ -155,10 +175,10 @@ class Unrolling:
         embedded = [prior.embed_start()] if first == 0 else []
         if len(values):
             embedded.append(prior.embed_tokens(torch.stack(list(values), 1)))
-        x = torch.cat([e.expand(self._batch, -1, -1) for e in embedded], 1)
+        x = torch.cat([e.expand(self.batch, -1, -1) for e in embedded], 1)
         features = prior.decoder(
             prior.dec_position(x, first),
-            self._context,
+            self.context,
             causal=count > 1,
             caches=None if count == TOKENS else self._caches,  # nothing comes after all of them
         )
@@ -289,32 +309,32 @@ def date_steps(
     done, all_features = [], []
     for blocks in history.groups():
         context = history.context(blocks)
-        unrolling = Unrolling(prior, context, n * (blocks.stop - blocks.start))
+        plain = Unrolling(prior, context, n * (blocks.stop - blocks.start))
         tokens: list[Tensor] = []
         features = []
         given = None
         if known is not None and sent:
             given = prior.layout.tokens(to_blocks(known)[:, blocks].flatten(0, 1))
-        while len(tokens) < TOKENS:
-            at = len(tokens)
-            count = sent if given is not None and at < sent else 1
-            before = tokens[-1:] if given is None or at else given[: count - 1]
-            found = unrolling.predict(before, count)
-            mean = rows_of(found.means, n).cpu().numpy()
-            log_scale = rows_of(found.log_scales, n).cpu().numpy()
-            if at < sent or random is not None:
-                index, whole = coding(*rounder.parameters(mean, log_scale))
-                if random is not None and at >= sent:
-                    symbols = coding.tables.draw(index, random.numbers(index.shape[1]))
+        with graphs.replaying(plain, prior) if known is None else nullcontext(plain) as unrolling:
+            while len(tokens) < TOKENS:
+                at = len(tokens)
+                count = sent if given is not None and at < sent else 1
+                before = tokens[-1:] if given is None or at else given[: count - 1]
+                found = unrolling.predict(before, count)
+                mean, log_scale = to_host(rows_of(found.means, n), rows_of(found.log_scales, n))
+                if at < sent or random is not None:
+                    index, whole = coding(*rounder.parameters(mean, log_scale))
+                    if random is not None and at >= sent:
+                        symbols = coding.tables.draw(index, random.numbers(index.shape[1]))
+                    else:
+                        symbols = yield TokenStep(
+                            index, whole, prior.layout, blocks, slice(at, at + count)
+                        )
+                    values = symbols + whole
                 else:
-                    symbols = yield TokenStep(
-                        index, whole, prior.layout, blocks, slice(at, at + count)
-                    )
-                values = symbols + whole
-            else:
-                values = rounder.round(mean).astype(np.float32)
-            tokens += tokens_of(torch.from_numpy(values).to(found.features), found.means)
-            features.append(found.features)
+                    values = rounder.round(mean).astype(np.float32)
+                tokens += tokens_of(to_device(values, found.features), found.means)
+                features.append(found.features)
         done.append(prior.layout.blocks(tokens).unflatten(0, (n, -1)))
         all_features.append(torch.cat(features, 1).unflatten(0, (n, -1)))
     y_hat = from_blocks(torch.cat(done, 1), h, w)

@@ -1,0 +1,82 @@
+"""What `precision="fast"` costs in DN and dB, and what it saves: L2A validation cubes, decoded with
+both precisions.
+
+One thread, so that seconds are those of one core whatever else the machine does: the faster of
+several runs of each chunk. Where nothing shorter is quick (fast: None) both are the same.
+
+    python benchmarks/precision.py [--data ../shared/data/val] [--models elic tt] [--runs 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import tec
+import torch
+import validation
+from tec import precision, weights
+
+
+def seconds_of(data: bytes, how: str, device: str, runs: int) -> float:
+    """Of a core on the CPU, by the clock on a GPU."""
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    found = []
+    for _ in range(runs):
+        start = clock()
+        tec.decode(data, device=device, precision=how)
+        found.append(clock() - start)
+    return min(found)
+
+
+def psnr(back: np.ndarray, dn: np.ndarray) -> float:
+    """In dB, peak 10000 DN; zeros are nodata."""
+    error = (back.astype(float) - dn)[dn != 0]
+    return 10 * np.log10(1e8 / np.mean(error**2))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=Path("../shared/data/val"))
+    parser.add_argument("--models", nargs="+", default=["elic", "fp", "tt"])
+    parser.add_argument("--compression", type=float, nargs="+", default=[0.4, 20.0, 700.0])
+    parser.add_argument("--frames", type=int, help="dates of each kind of cube, at most")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--device", default="auto")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    device = weights.resolve_device(args.device)
+    print(f"torch {torch.__version__}, {device}, fast: {precision.short(torch.device(device))}")
+    found = list(validation.places(args.data, frames=args.frames))
+    for model in args.models:
+        for compression in args.compression:
+            worst, total, count, lost, sizes, times = 0, 0, 0, [], 0, np.zeros(2)
+            for _, place in found:
+                for chunk in place.chunks():
+                    config = tec.CodecConfig(
+                        model=model, compression=compression, offset=chunk.offset, bands=chunk.bands
+                    )
+                    data = tec.encode(chunk.dn, config, device=device)
+                    full, fast = (
+                        tec.decode(data, device=device, precision=how) for how in ("full", "fast")
+                    )
+                    error = np.abs(full.astype(int) - fast)
+                    worst, total = max(worst, error.max()), total + error.sum()
+                    lost.append(psnr(full, chunk.dn) - psnr(fast, chunk.dn))
+                    count, sizes = count + error.size, sizes + chunk.dn.nbytes
+                    times += [
+                        seconds_of(data, how, device, args.runs) if args.runs else np.nan
+                        for how in ("full", "fast")
+                    ]
+            speeds = " and ".join(f"{sizes / 1e6 / t:.1f}" for t in times)
+            print(
+                f"{model} λ {compression:g}: {len(lost)} chunks, {sizes / 1e6:.1f} MB; differences "
+                f"{worst} DN at most, {total / count:.2f} on average; PSNR lost {max(lost):.4f} dB "
+                f"at most, {np.mean(lost):.4f} on average; {speeds} MB/s of a core (full, fast)"
+            )
+
+
+if __name__ == "__main__":
+    main()
