@@ -9,6 +9,7 @@ time as `tec.threads` says, each with chunks of its own, on all cores; on a GPU 
 many chunks as zarr hands over. "Cores free" is what that comes to without other work on the
 machine: the speed for a second of a core, times cores. "One pass" has one thread, and its seconds
 are those that it had a core for (on a GPU: seconds, the device synchronised around each stage).
+The reference package has one thread, too, and is compared with one pass (on a GPU: side by side).
 All contestants take turns, in some rounds. Speeds are the best of the rounds, ratios (to the floor,
 see `stages`, and to others) the median of each round's.
 
@@ -28,6 +29,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -115,9 +117,10 @@ def summary(subject: Subject, rounds: list[dict[str, Any]]) -> dict[str, Any]:
         }
         for key in ("of the floor, one pass", "of the floor", "cores busy"):
             out[way][key] = median(e[key] for e in each)
-        if beside := [r for r in rounds if "reference" in r]:
-            ratios = (r[way]["side by side"] / r["reference"][way] for r in beside)
-            out[way]["reference"] = max(r["reference"][way] for r in beside)
+        if others := [r for r in rounds if "reference" in r]:
+            ours = "one pass" if subject.device == "cpu" else "side by side"
+            ratios = (r[way][ours] / r["reference"][way] for r in others)
+            out[way]["reference"] = max(r["reference"][way] for r in others)
             out[way]["ours is"] = median(ratios)
         # ms for a MB, and GFLOP/s where there is arithmetic
         out[way]["stages"] = {k: 1e3 * s / subject.megabytes for k, s in best["stages"].items()}
@@ -173,17 +176,20 @@ def on_device(
                 continue
             found = measure(subject, workers)
             if subject.size == PUBLISHED and options.reference_dates and not (slow and number):
-                found |= beside(references[subject.model], subject, options.reference_dates)
+                found |= beside(references[subject.model], subject, options, workers)
             rounds[i].append(found)
             say(f"round {number + 1}: {subject.name} on {device}")
     return [summary(*found) | own for *found, own in zip(subjects, rounds, came)]
 
 
-def beside(reference: Reference, subject: Subject, dates: int) -> dict[str, Any]:
+def beside(
+    reference: Reference, subject: Subject, options: argparse.Namespace, workers: Workers
+) -> dict[str, Any]:
     """Speeds of the reference package, if it runs on the device."""
-    part, offset = subject.chunks[0][:dates], subject.config.offset
+    part, offset = subject.chunks[0][: options.reference_dates], subject.config.offset
     try:
-        return {"reference": reference.speeds(part, offset, subject.device)}
+        work = partial(reference.speeds, part, offset, subject.device)
+        return {"reference": workers.alone(work)}
     except Exception as error:  # foreign code, and this benchmark is about ours
         say(f"the reference package fails at {subject.name} on {subject.device}: {error!r}")
         return {}
