@@ -22,6 +22,7 @@ from tec.models import elic, tt
 from tec.models.coding import Past, drive, gather, scatter
 from tec.models.compact import (
     BLOCK,
+    STRONG,
     TRUST,
     CompactConfig,
     CompactElic,
@@ -546,11 +547,25 @@ def test_bfloat16_is_for_the_analysis_of_the_convolutional_path(monkeypatch):
     with coder.exactly(model):  # of doubles there is nothing to gain
         double = copy.deepcopy(model).double()
         assert double.analysis(x.double(), 20.0).dtype == torch.float64
-        # The linear path alone is exact.
-        for layer in (model.transforms.analysis[-1],):
-            layer.weight.zero_()
-            layer.bias.zero_()
+        # The linear path of strong latents alone is exact.
+        model.transforms.analysis[-1].weight.zero_()
+        model.transforms.analysis[-1].bias.zero_()
     assert torch.equal(outcome(False), outcome(True))
+
+
+def test_weak_latents_lose_nothing_to_the_level_of_a_bright_block(monkeypatch):
+    """bfloat16 has 8 bits: of snow at 10 standard deviations they would leave steps of 1/16."""
+    config = replace(tiny.CONFIG, latents=STRONG + 32, groups=(STRONG, 32))
+    model = tiny.build("elic", 3, config)
+    x = 0.05 * image(1, 64, 96)
+    errors = []
+    for level in (0.0, 10.0):
+        with coder.exactly(model):
+            exact, quick = (model.transforms._linear(x + level, q) for q in (False, True))
+        assert torch.equal(exact[:, :STRONG], quick[:, :STRONG])
+        assert not torch.equal(exact[:, STRONG:], quick[:, STRONG:])
+        errors.append((exact - quick).abs().max().item())
+    assert errors[1] < 1.5 * errors[0] < 0.01 * exact[:, STRONG:].std().item()
 
 
 @requires_real

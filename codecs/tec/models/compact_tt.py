@@ -29,6 +29,7 @@ from .compact import (
     Bottleneck,
     CompactConfig,
     CompactElic,
+    Pointwise,
     Told,
     asinh,
     interpolate,
@@ -85,13 +86,13 @@ class CompactTT(Autoregression):
         self.alone: CompactElic | None = None
         self.sizes = config
         rates, latents = len(image.rates), image.latents
-        self.embed = nn.Conv2d(latents, width, 1)
-        self.join = nn.Conv2d(DATES * width, width, 1)
+        self.embed = Pointwise(latents, width)
+        self.join = Pointwise(DATES * width, width)
         # What the rate, and having no, one or two dates before, mean to the features.
         self.rate_side = nn.Parameter(torch.zeros(rates, width))
         self.dates_side = nn.Parameter(torch.zeros(DATES + 1, width))
         self.read = nn.Sequential(
-            *(Bottleneck(width) for _ in range(config.depth)), nn.Conv2d(width, config.side, 1)
+            *(Bottleneck(width) for _ in range(config.depth)), Pointwise(width, config.side)
         )
         # Of the newest date and the one before it: how much of each latent is left, by rate; with
         # one date and with two.
