@@ -55,8 +55,10 @@ def float_estimate(data: bytes) -> tuple[float, float]:
             return symbols
 
         h, w = (n // 16 for n in job.padded)
+        way = {"skipped": date.skipped} if date.skipped else {}
         with torch.inference_mode():
-            drive(network.steps((1, h, w), job.header.config.compression, spy), symbols_of)
+            steps = network.steps((1, h, w), job.header.config.compression, spy, **way)
+            drive(steps, symbols_of)
     return by_law, by_table
 
 

@@ -8,13 +8,35 @@ os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
 )  # before torch is imported: small work on busy machines
 
+import multiprocessing
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
+import dask
 import pytest
 from hypothesis import settings
 
 settings.register_profile("xtec", deadline=None)  # first examples compile kernels
 settings.load_profile("xtec")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def workers_that_have_imported_everything() -> Iterator[None]:
+    """Workers of clusters and pools are forked from a process that has imported what they need, and
+    has run nothing: importing takes seconds. Tests of how workers begin set "spawn", Dask's own."""
+    method = "forkserver" if sys.platform != "win32" else "spawn"
+    names = ("distributed.worker.multiprocessing-method", "multiprocessing.context")
+    with dask.config.set(dict.fromkeys(names, method)):
+        if method == "forkserver":
+            if find_spec("distributed") is not None:
+                from distributed.utils import get_mp_context
+
+                get_mp_context()  # which sets the modules of its own, once
+            modules = ["distributed", "dask.array", "torch", "xtec.blocks", "tec.codec"]
+            multiprocessing.get_context(method).set_forkserver_preload(modules)
+        yield
 
 
 @pytest.fixture(scope="session")

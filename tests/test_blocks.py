@@ -62,11 +62,21 @@ def cluster(**options: Any) -> Iterator[Any]:
         yield client
 
 
+@contextmanager
+def spawned() -> Iterator[Any]:
+    """As Dask begins workers by default, of which `tec.memory` knows."""
+    with (
+        dask.config.set({"distributed.worker.multiprocessing-method": "spawn"}),
+        cluster(n_workers=2, threads_per_worker=1) as client,
+    ):
+        yield client
+
+
 SCHEDULERS: dict[str, Any] = {
     "threads": lambda: dask.config.set(scheduler="threads"),
     "synchronous": lambda: dask.config.set(scheduler="synchronous"),
     "processes": lambda: dask.config.set(scheduler="processes", num_workers=2),
-    "a cluster of processes": lambda: cluster(n_workers=2, threads_per_worker=1),
+    "a cluster of processes": spawned,
     "a cluster of threads": lambda: cluster(n_workers=1, threads_per_worker=2, processes=False),
 }
 

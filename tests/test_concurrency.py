@@ -116,7 +116,7 @@ FORK = """
         again = create((2, 3, 64, 64)); again[:] = scene(2, 3, 64, 64)
         queue.put((work() == wanted, chunk_files(again) == chunk_files(array)))
     context = multiprocessing.get_context("fork")
-    for i in range(3):
+    for i in range(3 if {busy} else 1):  # where nothing runs, each is like the first
         time.sleep(0.02 * i)
         queue = context.Queue()
         process = context.Process(target=child, args=(queue,))

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import dask
 import numpy as np
 import pytest
 import tec
@@ -112,6 +113,7 @@ def test_workers_of_dask() -> None:
     distributed = pytest.importorskip("distributed", reason="the extra 'distributed' is optional")
     cores = min(2, threads.allowed())
     with (
+        dask.config.set({"distributed.worker.multiprocessing-method": "spawn"}),
         distributed.LocalCluster(
             n_workers=1, threads_per_worker=2, dashboard_address=":0"
         ) as cluster,
