@@ -57,7 +57,7 @@ def encode_images(
         n, _, h, w = some.shape
         writer = portable.Writer(n, network.grid, margin)
         taken = Taken({"y": some, **network.side(some, compression)})
-        steps = network.steps((n, h, w), compression, writer, **_less(skipped))
+        steps = network.steps((n, h, w), compression, writer, **_less(network, skipped))
         y_hat = drive(steps, taken)
         return Coded(taken.dates(writer, y_hat, network, skipped), y_hat)
 
@@ -70,9 +70,17 @@ def _skippable(network: CodecModel | TemporalModel, y: torch.Tensor) -> list[int
     return [0] * len(y) if find is None else find(y)
 
 
-def _less(skipped: int) -> dict[str, Any]:
-    """What a model is told that has groups to leave out."""
-    return {"skipped": skipped} if skipped else {}
+def _less(network: Any, skipped: int) -> dict[str, Any]:
+    """What a network is told of groups that are left out; StreamError where it has fewer."""
+    if not skipped:
+        return {}
+    groups = len(network.config.groups) if hasattr(network, "skippable") else 0
+    if skipped > groups:
+        raise StreamError(
+            f"{skipped} channel groups are left out, and the network has {groups} that can be: the "
+            "stream is damaged or made up"
+        )
+    return {"skipped": skipped}
 
 
 def _rows(y: torch.Tensor, rows: list[int]) -> torch.Tensor:
@@ -88,14 +96,14 @@ def _alike(keys: Sequence[Any]) -> Iterator[tuple[Any, list[int]]]:
 def _by_groups(skipped: Sequence[int], run: Callable[[list[int], int], Coded]) -> Coded:
     """Rows that leave out as many groups are coded together."""
     dates: list[Any] = [None] * len(skipped)
-    rows_of: list[Any] = [None] * len(skipped)
+    decoded: list[Any] = [None] * len(skipped)
     for count, rows in _alike(skipped):
         coded = run(rows, count)
         if len(rows) == len(skipped):
             return coded
         for i, date, y_hat in zip(rows, coded.dates, coded.y_hat):
-            dates[i], rows_of[i] = date, y_hat
-    return Coded(dates, torch.stack(rows_of))
+            dates[i], decoded[i] = date, y_hat
+    return Coded(dates, torch.stack(decoded))
 
 
 def encode_series(
@@ -166,7 +174,7 @@ def _encode_date(
         writer = portable.Writer(len(some), network.grid, margin)
         taken = Taken({"y": some})
         past = history.select(rows)
-        steps = network.date(past, writer, known=some, **way, **_less(skipped))
+        steps = network.date(past, writer, known=some, **way, **_less(network, skipped))
         y_hat = drive(steps, taken).y_hat
         return Coded(taken.dates(writer, y_hat, network, skipped), y_hat)
 
@@ -248,7 +256,7 @@ def decode_images(
     checksum is met."""
     found: list[Any] = [None] * len(dates)
     for skipped, rows in _alike([date.skipped for date in dates]):
-        less = _less(_checked(network, skipped))
+        less = _less(network, skipped)
 
         def run(
             reader: portable.Reader,
@@ -264,16 +272,6 @@ def decode_images(
         for i, row in zip(rows, y_hat):
             found[i] = row
     return torch.stack(found)
-
-
-def _checked(network: CodecModel | TemporalModel, skipped: int) -> int:
-    groups = getattr(network, "groups", ()) if hasattr(network, "skippable") else ()
-    if skipped > len(groups):
-        raise StreamError(
-            f"{skipped} channel groups are left out, and the network has {len(groups)} that can "
-            "be: the stream is damaged or made up"
-        )
-    return skipped
 
 
 def decode_series(
@@ -305,7 +303,7 @@ def decode_series(
                 sent: int = tokens,
                 skipped: int = skipped,
             ) -> DateOut:
-                less = _less(_checked(network, skipped))
+                less = _less(network, skipped)
                 way: dict[str, Any] = {"compression": lmbda, "sent": sent, "forecast": forecast}
                 return drive(network.date(past, reader, **way, **less), symbols_of)
 
