@@ -56,7 +56,9 @@ def float_estimate(data: bytes) -> tuple[float, float]:
 
         h, w = (n // 16 for n in job.padded)
         with torch.inference_mode():
-            drive(network.steps((1, h, w), job.header.config.compression, spy), symbols_of)
+            less = {"skipped": date.skipped} if date.skipped else {}
+            steps = network.steps((1, h, w), job.header.config.compression, spy, **less)
+            drive(steps, symbols_of)
     return by_law, by_table
 
 
