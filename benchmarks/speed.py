@@ -59,14 +59,24 @@ def measure(subject: Subject, workers: Workers) -> dict[str, Any]:
     several = subject.device == "cpu" and threads.of_a_pass() > 1
     clocked = time.perf_counter if several else clock
     size = min(2**28, subject.chunks[0].nbytes)
-    shapes = [(rows * len(subject.chunks), *rest) for rows, *rest in subject.floor[1]]
+    short = ("bfloat16",) if subject.device == "cpu" else ("TF32", "bfloat16")
+    precisions = "float32", *short
+    shapes = subject.floor[1]
 
-    def rates(clock: Callable[[], float]) -> tuple[float, float]:
-        products = stages.matrix_rate(shapes, subject.device, clock)
-        return products, stages.copy_rate(size, subject.device, clock)
+    def rates(clock: Callable[[], float]) -> dict[str, float]:
+        found = {
+            kind: stages.matrix_rate(shapes, subject.device, clock, kind) for kind in precisions
+        }
+        return found | {"copy": stages.copy_rate(size, subject.device, clock)}
+
+    def floor(rates: dict[str, float], way: str) -> float:
+        """Seconds of a call."""
+        flop = sum(stages.needed(subject.floor[0], way).values()) * len(subject.chunks)
+        products = (much / rates[kind] for much, kind in zip(flop, stages.PRECISIONS) if much)
+        return sum(products) + 1e-3 * subject.megabytes / rates["copy"]
 
     def staged(way: str) -> dict[str, float]:
-        with stages.Stages(clock, subject.network(subject.device)) as found:
+        with stages.Stages(clock, subject.network) as found:
             subject.run(way)
         return found.spent
 
@@ -76,25 +86,21 @@ def measure(subject: Subject, workers: Workers) -> dict[str, Any]:
         workers.together(lambda number: subject.run(way, number))
         took, busy = time.perf_counter() - start, time.process_time() - busy
         free = busy / threads.allowed() if subject.device == "cpu" else took
-        flop = sum(stages.needed(subject.floor[0], way).values()) * len(subject.chunks)
-        alone, count, mb = sum(spent.values()), workers.count, subject.megabytes
+        alone, mb = sum(spent.values()), workers.count * subject.megabytes
         return {
-            "one pass": mb / alone,
-            "side by side": count * mb / took,
-            "of the floor, one pass": (flop / own[0] + 1e-3 * mb / own[1]) / alone,
-            "of the floor": count * (flop / shared[0] + 1e-3 * mb / shared[1]) / free,
+            "one pass": subject.megabytes / alone,
+            "side by side": mb / took,
+            "of the floor, one pass": floor(own, way) / alone,
+            "of the floor": workers.count * floor(shared, way) / free,
             "cores busy": busy / took,
-            "cores free": count * mb / free,
+            "cores free": mb / free,
             "stages": spent,
         }
 
     own = workers.alone(lambda: rates(clock))
-    shared = [sum(each) for each in zip(*workers.together(lambda _: rates(clocked)))]
-    found = {"gflops": own[0], "copy": own[1], "gflops all": shared[0]}
-    for short in ("bfloat16",) if subject.device == "cpu" else ("TF32", "bfloat16"):
-        much = workers.alone(lambda: stages.matrix_rate(shapes, subject.device, clock, short))  # noqa: B023
-        found[f"gflops {short}"] = much
-    return {**found, **{way: one_way(way) for way in WAYS}}
+    each = workers.together(lambda _: rates(clocked))
+    shared = {key: sum(found[key] for found in each) for key in own}
+    return {"rates": own, "rates of all": shared, **{way: one_way(way) for way in WAYS}}
 
 
 def summary(subject: Subject, rounds: list[dict[str, Any]]) -> dict[str, Any]:
@@ -106,9 +112,10 @@ def summary(subject: Subject, rounds: list[dict[str, Any]]) -> dict[str, Any]:
         "device": subject.device,
         "chunk": subject.chunks[0].shape,
         "chunks in a call": len(subject.chunks),
-        "gflop": {stage: much for stage, much in flop.items() if much},
-        **{key: max(r[key] for r in rounds) for key, v in rounds[0].items() if type(v) is float},
+        "gflop": {k: dict(zip(stages.PRECISIONS, much.tolist())) for k, much in flop.items()},
     }
+    for kind in ("rates", "rates of all"):  # GFLOP/s, and GB/s of copies
+        out[kind] = {key: max(r[kind][key] for r in rounds) for key in rounds[0][kind]}
     for way in WAYS:
         each = [r[way] for r in rounds]
         best = max(each, key=lambda found: found["one pass"])
@@ -122,10 +129,12 @@ def summary(subject: Subject, rounds: list[dict[str, Any]]) -> dict[str, Any]:
             ratios = (r[way][ours] / r["reference"][way] for r in others)
             out[way]["reference"] = max(r["reference"][way] for r in others)
             out[way]["ours is"] = median(ratios)
-        # ms for a MB, and GFLOP/s where there is arithmetic
+        # ms for a MB, and the share of the floor where there is arithmetic
         out[way]["stages"] = {k: 1e3 * s / subject.megabytes for k, s in best["stages"].items()}
-        out[way]["gflops"] = {
-            stage: much * len(subject.chunks) / best["stages"][stage]
+        out[way]["shares"] = {
+            stage: sum(m / out["rates"][k] for m, k in zip(much, stages.PRECISIONS))
+            * len(subject.chunks)
+            / best["stages"][stage]
             for stage, much in stages.needed(flop, way).items()
             if best["stages"][stage]
         }
@@ -168,6 +177,8 @@ def on_device(
     workers = Workers(device)
     subjects = list(subjects_of(options, device, workers.count, references, folder))
     came = [workers.alone(subject.warm) for subject in subjects]
+    for subject in subjects:
+        workers.alone(lambda subject=subject: subject.floor)  # which stays
     rounds: list[list[dict[str, Any]]] = [[] for _ in subjects]
     for number in range(options.runs):
         for i, subject in enumerate(subjects):

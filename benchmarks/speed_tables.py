@@ -12,13 +12,19 @@ from tec import threads
 
 
 def floor_text(rows: list[dict[str, Any]]) -> str:
-    names = [key for key in rows[0] if key.startswith("gflops") or key == "copy"]
-    found = {key: max(row[key] for row in rows) for key in names}
-    rates = [f"{found['gflops']:.0f} GFLOP/s in one pass", f"{found['gflops all']:.0f} in all"]
-    for precision in ("TF32", "bfloat16"):
-        if (much := found.get(f"gflops {precision}")) is not None:
-            rates.append(f"{much:.0f} in {precision}")
-    return f"Matrix products run at up to {', '.join(rates)}; copies at {found['copy']:.1f} GB/s."
+    """The best rates that were met."""
+
+    def most(kind: str, key: str) -> str:
+        return f"{max(row[kind][key] for row in rows):.4g}"
+
+    products = [
+        f"{precision} {most('rates', precision)} GFLOP/s in one pass and "
+        f"{most('rates of all', precision)} side by side"
+        for precision in rows[0]["rates"]
+        if precision != "copy"
+    ]
+    copies = f"{most('rates', 'copy')} and {most('rates of all', 'copy')} GB/s"
+    return f"Matrix products run at up to: {', '.join(products)}; copies at {copies}."
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -55,15 +61,14 @@ def speed_table(rows: list[dict[str, Any]]) -> str:
 def stage_table(rows: list[dict[str, Any]]) -> str:
     """ms for a MB, and the share of the rate of a matrix product."""
 
-    def cell(found: dict[str, Any], stage: str, rate: float) -> str:
-        spent, flops = found["stages"][stage], found["gflops"].get(stage)
-        share = "" if flops is None else f" ({flops / rate:.0%})"
-        return f"{spent:.2f}{share}" if spent else ""
+    def cell(found: dict[str, Any], stage: str) -> str:
+        spent, share = found["stages"][stage], found["shares"].get(stage)
+        return f"{spent:.2f}{f' ({share:.0%})' if share else ''}" if spent else ""
 
     head = ["ms for a MB", *(f"{r['model']} {way}" for r in rows for way in WAYS)]
     lines = []
     for stage in STAGES:
-        cells = [cell(row[way], stage, row["gflops"]) for row in rows for way in WAYS]
+        cells = [cell(row[way], stage) for row in rows for way in WAYS]
         if any(cells):
             lines.append([stage, *cells])
     sums = [f"{sum(row[way]['stages'].values()):.2f}" for row in rows for way in WAYS]

@@ -1,29 +1,29 @@
 """Where the time of coding goes, and how little there could be: for `speed.py`.
 
 The floor of a network is the arithmetic that cannot be avoided at the rate of a plain matrix
-product of its own shapes in float32, and its input or output copied once.
+product of its own shapes in the precision used, and its input or output copied once.
 """
 
 from __future__ import annotations
 
-import copy
 import inspect
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import Any, Self
 from unittest import mock
 
+import numpy as np
 import torch
 from tec import codec, coder, samples, stream
 from tec.entropy import integers, portable, rans
-from tec.models import compact, compact_tt, densities, temporal, transformer, tt
+from tec.models import compact, compact_tt, temporal, transformer, tt
 from tec.precision import full_precision
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 PIXELS, COPY, ANALYSIS, SYNTHESIS = "integers, planes", "copy, device", "analysis", "synthesis"
 NETWORK, ROUNDING, RANS, FRAMING = "entropy parameters", "rounding", "rANS", "framing"
@@ -40,7 +40,6 @@ _OF_NETWORKS = [
     (temporal.TemporalPrior, "join", PARTS[2]),
     (transformer.Stack, "contexts", PARTS[3]),
     (temporal.Unrolling, "predict", PARTS[4]),
-    (densities.EntropyBottleneck, "forward", OTHER),  # estimates, which no stream needs
 ]
 _AROUND = [
     *((samples, name, PIXELS) for name in ("extent", "pack_specials", "date_planes")),
@@ -69,15 +68,14 @@ class Stages:
     ----------
     clock : seconds, or whatever else only grows
     network : whose methods are looked at
-    whole : also what surrounds networks
     """
 
-    def __init__(self, clock: Callable[[], float], network: Any, *, whole: bool = True) -> None:
-        self.spent = dict.fromkeys(STAGES, 0.0)
+    def __init__(self, clock: Callable[[], Any], network: Any) -> None:
+        self.spent: dict[str, Any] = dict.fromkeys(STAGES, 0.0)
         kind = type(network)
         own = [(kind, "analysis", ANALYSIS), (kind, "synthesis", SYNTHESIS)]
         own += [(kind, "side", ANALYSIS)] * hasattr(kind, "side")
-        self._where = [*own, *_OF_NETWORKS, *(_AROUND if whole else [])]
+        self._where = [*own, *_OF_NETWORKS, *_AROUND]
         self._clock = clock
 
     def __enter__(self) -> Self:
@@ -85,8 +83,8 @@ class Stages:
         for owner, name, stage in self._where:
             timed = self._timed(getattr(owner, name), stage)
             self._patches.enter_context(mock.patch.object(owner, name, timed))
-        if any(owner is codec for owner, _, _ in self._where):  # one thing after another
-            self._patches.enter_context(mock.patch.object(codec, "ahead", lambda items, _: items))
+        one_by_one = mock.patch.object(codec, "ahead", lambda items, _: items)
+        self._patches.enter_context(one_by_one)
         self._last = self._clock()
         return self
 
@@ -131,56 +129,80 @@ class Stages:
             yield item
 
 
-def gflop(network: Any, dates: int, side: int) -> tuple[dict[str, float], list[tuple[int, ...]]]:
-    """GFLOP of each stage that a chunk (dates, bands, side, side) cannot do without, there and
-    back; and (rows, inner, columns) of the matrix products that most of it is.
+class Arithmetic(TorchDispatchMode):
+    """Counts the matrix products that run inside, in this thread.
 
-    From one pass over all tokens, in which the entropy parameters of the decoder are the
-    encoder's. The first date of a published ``tt`` has a constant context, which does not count,
-    and nobody asks for the separate encoder of a last date. A built-in ``tt`` counts as if it
-    told its first date of others, too: some per cent more.
+    Attributes
+    ----------
+    flop : 10^9 so far by PRECISIONS
+    products : 10^9 of each (rows, inner, columns)
     """
-    there = [*network.parameters(), *network.buffers()]
-    known = {id(t): nn.Parameter(t.to("meta"), False) for t in there}
-    ghost = copy.deepcopy(network, known).eval()
-    series = hasattr(network, "history")
-    shape = (1, dates) if series else (dates,)
-    products: Counter[tuple[int, ...]] = Counter()
 
-    def note(layer: nn.Module, given: Any, out: torch.Tensor) -> None:
-        weight: Any = layer.weight
-        if isinstance(layer, nn.Linear):
-            columns, rows = len(weight), out.numel() // len(weight)
-        elif isinstance(layer, nn.ConvTranspose2d):
-            columns, rows = weight[0].numel(), given[0].numel() // len(weight)
-        else:
-            columns, rows = len(weight), out.numel() // len(weight)
-        products[rows, weight.numel() // columns, columns] += rows * weight.numel()
+    def __init__(self) -> None:
+        super().__init__()
+        self.flop = np.zeros(len(PRECISIONS))
+        self.products: Counter[tuple[int, int, int]] = Counter()
 
-    for layer in ghost.modules():
-        if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
-            layer.register_forward_hook(note)
-    # Autocast, which networks switch off, knows no such device.
-    without = mock.patch.object(torch, "autocast", return_value=nullcontext())
-    with torch.inference_mode(), torch.device("meta"), without:
-        x = torch.empty(*shape, network.bands, side, side)
-        rate = {}
-        if isinstance(ghost, (compact.CompactElic, compact.CompactFactorized)):
-            rate = {"rate": torch.zeros(dates)}
-        ghost(x[:, :1] if series else x, **rate)  # what happens once
-        products.clear()
-        with FlopCounterMode(display=False) as counter:
-            clock = counter.get_total_flops
-            with Stages(clock, ghost, whole=False) as stages, stages.inside(NETWORK):
-                ghost(x, **rate)
-    most = [shape for shape, _ in products.most_common(4)]
-    return {stage: flop / 1e9 for stage, flop in stages.spent.items()}, most
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        formula, kwargs = _FORMULAS.get(func.overloadpacket), kwargs or {}
+        if formula is None:
+            with self:  # what is made of others is counted there
+                out = func.decompose(*args, **kwargs)
+            return func(*args, **kwargs) if out is NotImplemented else out
+        out = func(*args, **kwargs)
+        flop = formula(*args, **kwargs, out_val=out) / 1e9
+        self.flop[int(args[1].itemsize < 4)] += flop
+        if isinstance(out, torch.Tensor):
+            columns = out.shape[1]  # of (rows, columns) and of (n, columns, y, x)
+            rows = out.numel() // columns
+            self.products[rows, round(flop * 1e9 / (2 * out.numel())), columns] += flop
+        return out
 
 
-def needed(flop: dict[str, float], way: str) -> dict[str, float]:
+def _convolved(x: Any, weight: Any, *_: Any, out_val: Any, **__: Any) -> int:
+    return 2 * out_val.numel() * weight[0].numel()
+
+
+def _attended(query: Any, key: Any, *_: Any, out_val: Any, **__: Any) -> int:
+    return 4 * query.numel() * key.shape[-2]
+
+
+#: PyTorch's, and those of operators that it does not count
+_FORMULAS = flop_registry | {
+    torch.ops.aten.mkldnn_convolution: _convolved,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attended,
+}
+#: In which products are computed; the second is any of 16 bits
+PRECISIONS = ("float32", "bfloat16")
+
+
+def gflop(
+    work: dict[str, Callable[[], Any]], network: Any
+) -> tuple[dict[str, np.ndarray], list[tuple[int, ...]]]:
+    """GFLOP of each stage by PRECISIONS, there and back, and (rows, inner, columns) of the products
+    that most of it is.
+
+    What is in an encoder's entropy parameters beyond those of the decoder (it tries) can be
+    avoided, and does not count.
+
+    Parameters
+    ----------
+    work : "encode" and "decode", the latter on what the former gave
+    """
+    found: dict[str, np.ndarray] = {}
+    counter = Arithmetic()
+    for way in ("encode", "decode"):
+        with counter, Stages(lambda: counter.flop.copy(), network) as staged:
+            work[way]()
+        spent = {stage: much for stage, much in staged.spent.items() if np.any(much)}
+        found |= {ANALYSIS: spent[ANALYSIS]} if way == "encode" else spent
+    return found, [shape for shape, _ in counter.products.most_common(4)]
+
+
+def needed(flop: dict[str, np.ndarray], way: str) -> dict[str, np.ndarray]:
     """Of `gflop` what one way takes."""
-    without = OTHER, SYNTHESIS if way == "encode" else ANALYSIS
-    return {stage: much for stage, much in flop.items() if much and stage not in without}
+    other = SYNTHESIS if way == "encode" else ANALYSIS
+    return {stage: much for stage, much in flop.items() if stage != other}
 
 
 def clock_of(device: str) -> Callable[[], float]:

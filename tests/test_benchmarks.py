@@ -8,6 +8,7 @@ import math
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ import torch
 import xarray as xr
 from oracle import requires_oracle
 from scenes import scene
-from tec.models.tt import TT, TTConfig
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
@@ -31,6 +32,7 @@ import report
 import rivals
 import speed
 import stages
+import subjects
 import validation
 from baselines import BASELINES
 
@@ -288,16 +290,16 @@ def test_speeds_are_consistent(
     text = capsys.readouterr().out
     result = json.loads(out.read_text())
     elic, tt = result["speed"]
-    assert elic["gflop"]["analysis"] == tt["gflop"]["analysis"]
+    assert elic["gflop"]["analysis"] == pytest.approx(tt["gflop"]["analysis"])
     assert "dates before" not in elic["gflop"]
-    assert tt["gflop"]["dates before"] > 0
+    assert tt["gflop"]["dates before"]["float32"] > 0
     for row in (elic, tt):
         assert f"| {row['model']}, built-in | {device} | 1 x (2, 12, 64, 64) |" in text
         for way, absent in (("encode", "synthesis"), ("decode", "analysis")):
             found = row[way]
             assert sum(found["stages"].values()) == pytest.approx(1000 / found["one pass"])
             assert [s for s in row["gflop"] if not found["stages"][s]] == [absent]
-            assert set(found["gflops"]) == set(row["gflop"]) - {absent}
+            assert set(found["shares"]) == set(row["gflop"]) - {absent}
             assert found["stages"]["rANS"] > 0
             assert min(found["of the floor"], found["of the floor, one pass"]) > 0
     measured, _, stated = result["cost"]
@@ -307,16 +309,27 @@ def test_speeds_are_consistent(
     assert "a GPU, stated, not measured" in text
 
 
-def test_arithmetic_of_published_networks() -> None:
-    with torch.device("meta"):
-        network = TT(TTConfig(layers=(1, 1, 1)))
-    flop, products = stages.gflop(network, 4, 64)
-    # Three dates are encoded for others, three have a context, and all have a picture.
-    parts = ("separate encoder", "joint encoder", "keys, values", "analysis", "synthesis")
-    of_a_date = [16 * flop[part] / dates for part, dates in zip(parts, (3, 3, 3, 4, 4))]
-    assert of_a_date == pytest.approx([174 / 6, 232 / 4, 24 / 5, 20, 20], rel=0.1)  # of 256 x 256
-    assert {*stages.needed(flop, "encode")} == {*parts, "decoder, heads"} - {"synthesis"}
-    assert (128, 768, 3072) in products
+def test_arithmetic_is_that_of_the_networks(tiny_checkpoints: dict[str, Path]) -> None:
+    chunk = scene(3, 12, 128, 128)
+    config = measuring.tec.CodecConfig(model="tt", weights=str(tiny_checkpoints["published tt"]))
+    subject = subjects.Subject("tt", "published", "cpu", config, [chunk], 1)
+    flop, products = subject.floor
+    network = subject.network
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+    def attended(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+        return sdpa_flop_count(query, key, value)
+
+    counter = FlopCounterMode(display=False, custom_mapping={attention: attended})
+    with torch.inference_mode(), counter:
+        network(torch.zeros(1, 3, 12, 128, 128))
+    parts = {"separate encoder", "joint encoder", "keys, values", "decoder, heads"}
+    assert set(flop) == {"analysis", "synthesis", *parts}
+    total = sum(much.sum() for much in flop.values())
+    assert total == pytest.approx(counter.get_total_flops() / 1e9, rel=0.02)
+    assert sum(stages.needed(flop, "encode").values()).sum() + flop["synthesis"].sum() == total
+    hidden, width = network.prior.decoder.layers.encoder_layer_0.mlp1.fc1.weight.shape
+    assert (width, hidden) in {shape[1:] for shape in products}
 
 
 def test_others_come_to_the_same_psnr() -> None:
