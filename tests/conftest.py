@@ -39,6 +39,15 @@ def workers_that_have_imported_everything() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def memory_goes_back() -> Iterator[None]:
+    """What a module has freed: malloc would keep gigabytes of it."""
+    from tec import memory
+
+    yield
+    memory.trim()
+
+
 @pytest.fixture(scope="session")
 def tiny_elic(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Path of a tiny ``elic`` checkpoint with random weights."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -57,11 +58,22 @@ def small(config: tec.CodecConfig, monkeypatch: pytest.MonkeyPatch) -> Callable:
     return fail
 
 
+@cache
+def _coded(config: tec.CodecConfig) -> tuple[list[bytes], list[np.ndarray]]:
+    streams = codec.encode_many(CHUNKS, config, device="cpu")
+    return streams, codec.decode_many(streams, weights=config.weights, device="cpu")
+
+
+@pytest.fixture
+def coded(config: tec.CodecConfig) -> tuple[list[bytes], list[np.ndarray]]:
+    """Streams and pixels of `CHUNKS` on a CPU where nothing runs out."""
+    return _coded(config)
+
+
 @pytest.mark.parametrize("error", SHORTAGES, ids=lambda e: type(e).__name__)
-def test_where_memory_runs_out_half_as_much_goes_through(config, small, error) -> None:
+def test_where_memory_runs_out_half_as_much_goes_through(config, small, error, coded) -> None:
     path = config.weights
-    wanted = codec.encode_many(CHUNKS, config, device="cpu")
-    pixels = codec.decode_many(wanted, weights=path, device="cpu")
+    wanted, pixels = coded
 
     sizes = small("analysis", 2, error)
     assert codec.encode_many(CHUNKS, config, device="cpu") == wanted
@@ -119,17 +131,14 @@ def test_other_failures_pass(config, small) -> None:
 
 
 @pytest.fixture
-def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def as_on_a_gpu(coded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is done beside a GPU, in batches of two dates."""
     monkeypatch.setattr(batches, "_is_gpu", lambda device: True)
     monkeypatch.setitem(batches.PIXELS, "cuda", 2 * 48 * 32)
 
 
-def test_what_is_made_ahead_is_the_same(config, as_on_a_gpu, monkeypatch) -> None:
-    with monkeypatch.context() as plain:
-        plain.setattr(batches, "_is_gpu", lambda device: False)
-        wanted = codec.encode_many(CHUNKS, config, device="cpu")
-        pixels = codec.decode_many(wanted, weights=config.weights, device="cpu")
+def test_what_is_made_ahead_is_the_same(config, coded, as_on_a_gpu) -> None:
+    wanted, pixels = coded
     assert codec.encode_many(CHUNKS, config, device="cpu") == wanted
     again = codec.decode_many(wanted, weights=config.weights, device="cpu")
     for mine, its in zip(again, pixels, strict=True):

@@ -101,7 +101,7 @@ FORK = """
     from xtec.chunks import run_pass
     torch.set_num_threads(2)
     config = tec.CodecConfig(model={model!r}, bands=("B02", "B03", "B04"), nodata=0)
-    pixels = scene(2, 3, 128, 128)
+    pixels = scene(2, 3, 64, 64)
     def work():
         data = {call}
         return data, tec.decode(data).tobytes()

@@ -242,10 +242,10 @@ def test_built_in_weights_of_another_version(
 
 def test_two_worker_processes_without_weights(tmp_path: Path, checkpoint: Path) -> None:
     distributed = pytest.importorskip("distributed", reason="the extra 'distributed' is optional")
-    small = {"chunks": {"time": 1, "y": 4, "x": 4}}
+    small = {"chunks": {"time": 1, "y": 8, "x": 8}}
     wanted = {
         "plain": write(tmp_path / "plain.zarr", checkpoint, **small),
-        "sharded": write(tmp_path / "sharded.zarr", checkpoint, shards={"y": 8, "x": 8}, **small),
+        "sharded": write(tmp_path / "sharded.zarr", checkpoint, shards={"y": 16, "x": 16}, **small),
         "old": write(tmp_path / "old.zarr", checkpoint, zarr_format=2, **small),
     }
     checkpoint.unlink()

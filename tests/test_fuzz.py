@@ -270,6 +270,7 @@ def test_an_array_compares_the_shape_before_anything_is_allocated(
         fp.coder.decode_chunks([forged(fp, shape=shape)], fp.pixels.dtype, ["c/0"])
 
 
+SHAPES = ["fp, holes", "elic, holes", "none"]
 MEMORY = """
     import sys, tempfile
     sys.path.insert(0, {root!r})
@@ -281,9 +282,7 @@ MEMORY = """
     from fuzz.mutations import seal
     from tec import TecError, codec, stream
 
-    with tempfile.TemporaryDirectory() as folder:
-        specimens = corpus.build(Path(folder), builtin=False)
-        specimen = next(s for s in specimens if s.name == {name!r})
+    def grown(specimen):
         chunk = np.tile(specimen.pixels, (1, 1, 40, 40))  # 640 x 640, with masks
         valid = codec.encode(chunk, specimen.config)
         header, specials, dates, residual = stream.unpack(valid)
@@ -302,28 +301,35 @@ MEMORY = """
         for data in (junk, residual.data[:9] + junk) if residual else ():
             hostile.append(stream.pack(header, specials, dates, replace(residual, data=data)))
 
-        def grown(data):
-            def decode():
-                with suppress(TecError):
-                    codec.decode(data, weights=specimen.weights)
-
-            return judging.growth(decode)
+        def decode(data):
+            with suppress(TecError):
+                codec.decode(data, weights=specimen.weights)
 
         for data in (valid, *hostile):  # networks are loaded once
-            grown(data)
-        print(grown(valid), *map(grown, hostile))
+            decode(data)
+        return [judging.growth(lambda: decode(data)) for data in (valid, *hostile)]
+
+    with tempfile.TemporaryDirectory() as folder:
+        specimens = {{s.name: s for s in corpus.build(Path(folder), builtin=False)}}
+        for name in {names!r}:
+            print(*grown(specimens[name]))
 """
 
 
+@pytest.fixture(scope="module")
+def grown() -> dict[str, list[int]]:
+    """By how many bytes memory grows for the valid stream of each large shape, and for others."""
+    with pytest.MonkeyPatch.context() as patch:
+        for variable, value in EXACT.items():
+            patch.setenv(variable, value)
+        out = run(MEMORY.format(root=str(Path(__file__).parents[1]), names=SHAPES))
+    return {name: [*map(int, line.split())] for name, line in zip(SHAPES, out.splitlines())}
+
+
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
-@pytest.mark.parametrize("name", ["fp, holes", "elic, holes", "none"])
-def test_memory_of_hostile_streams_of_a_large_shape(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("name", SHAPES)
+def test_memory_of_hostile_streams_of_a_large_shape(name: str, grown: dict[str, list[int]]) -> None:
     """At most twice what the valid one takes, and some megabytes."""
-    for variable, value in EXACT.items():
-        monkeypatch.setenv(variable, value)
-    root = str(Path(__file__).parents[1])
-    valid, *hostile = map(int, run(MEMORY.format(root=root, name=name)).split())
+    valid, *hostile = grown[name]
     assert valid > 2 * 2 * 3 * 640 * 640  # it is measured: the pixels at least
     assert max(hostile) <= 2 * valid + 4 * 2**20

@@ -9,6 +9,7 @@ value.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 
 import numpy as np
@@ -44,6 +45,13 @@ def pair(kind: str, size: str = "N128", *, double: bool = False) -> tuple:
     if double:
         reference, ours = reference.double(), ours.double()
     return reference, ours
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget() -> Iterator[None]:
+    """The pairs take more than a GB."""
+    yield
+    pair.cache_clear()
 
 
 @torch.no_grad()
