@@ -13,7 +13,6 @@ import warnings
 from functools import cache, partial
 from unittest import mock
 
-import pytest
 import torch
 
 STUBS: dict[str, dict[str, dict[str, object]]] = {
@@ -57,10 +56,15 @@ def why_not() -> str:
     return ""
 
 
-#: Decorator of tests that compare.
-requires_oracle = pytest.mark.skipif(
-    bool(why_not()), reason=f"the reference package is not installed: {why_not()}"
-)
+def __getattr__(name: str) -> object:
+    """`requires_oracle`, decorator of tests that compare: benchmarks do without pytest."""
+    if name != "requires_oracle":
+        raise AttributeError(name)
+    import pytest
+
+    return pytest.mark.skipif(
+        bool(why_not()), reason=f"the reference package is not installed: {why_not()}"
+    )
 
 
 def build(model: str, **arguments) -> torch.nn.Module:

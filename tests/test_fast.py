@@ -134,7 +134,7 @@ def test_refusals() -> None:
     for model in ("elic", "none"):
         bounded = tec.CodecConfig(model=model, bands=config.bands, max_error=3, lossy="always")
         data = tec.encode(chunk, bounded)
-        with pytest.raises(tec.TecError, match=r"bound on its error.*precision 'full'"):
+        with pytest.raises(tec.TecError, match=r"bound on its error.*precision='full'"):
             tec.decode(data, precision="fast")
         assert np.abs(tec.decode(data).astype(int) - chunk).max() <= 3
 
@@ -173,7 +173,9 @@ def test_reads_of_a_store_follow_the_setting(monkeypatch: pytest.MonkeyPatch) ->
     }
     monkeypatch.setattr(settings, "precision", "full")
     np.testing.assert_array_equal(array[:], full)  # of another precision than what is kept
-    monkeypatch.setattr(settings, "precision", "quick")
+    with pytest.raises(ValueError, match=r"precision is 'quick': choose 'full' or 'fast'"):
+        settings.precision = "quick"
+    monkeypatch.setitem(vars(settings), "precision", "quick")  # as from the environment
     with pytest.raises(tec.TecError, match="precision 'quick'"):
         array[:]
     cache.clear()

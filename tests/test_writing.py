@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -153,6 +154,25 @@ def test_an_existing_store_stays(tmp_path: Path) -> None:
     check_store(store, ds)
     with pytest.raises(ValueError, match=r"mode must be 'w-' or 'w', got 'a'.*append_dim='time'"):
         ds.tec.to_zarr(store, model="elic", mode="a")
+
+
+def test_a_folder_that_takes_no_files_is_found_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By whichever way it is written; root could write it all the same, hence the stand-in."""
+    ds, store = cube(), tmp_path / "a.zarr"
+    ds.tec.to_zarr(store, model="fp")
+    before = {f: f.read_bytes() for f in store.rglob("*") if f.is_file()}
+    monkeypatch.setattr(os, "access", lambda path, mode: str(tmp_path) not in str(path))
+    refused = pytest.raises(PermissionError, match=r"this place cannot be written; change its perm")
+    for options in ({"overwrite": True}, {"append_dim": "time"}, {"region": {"y": slice(0, 20)}}):
+        with refused:
+            ds.tec.to_zarr(store, **options)
+    with refused:
+        xtec.embed_weights(store)
+    with refused:
+        ds.tec.report(store, tmp_path / "report.html")
+    assert {f: f.read_bytes() for f in store.rglob("*") if f.is_file()} == before
 
 
 def test_what_is_no_store_is_never_overwritten(tmp_path: Path) -> None:

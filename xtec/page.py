@@ -23,6 +23,7 @@ import xarray as xr
 from . import markup, pictures, viewing
 from .attributes import ATTRIBUTE, plain
 from .compression import codec_of
+from .storeerrors import CLOSED
 from .versions import versions
 from .viewing import Pair, Seen, figures, together
 
@@ -95,6 +96,8 @@ def report(
         raise FileExistsError(f"{place} exists: pass overwrite=True to replace it")
     if not place.absolute().parent.is_dir():
         raise FileNotFoundError(f"{place.parent} is no folder: create it, or choose another place")
+    if not os.access(place.absolute().parent, os.W_OK | os.X_OK):
+        raise PermissionError(f"{place.parent}: {CLOSED}")
     if dates < 1:
         raise ValueError(f"dates is {dates!r}: draw 1 or more")
     nbytes = _nbytes(budget)

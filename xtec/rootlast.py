@@ -19,7 +19,7 @@ from zarr.core.sync import sync
 from zarr.storage import StorePath, WrapperStore, ZipStore
 
 from .remote import is_url, name_of, open_url, reliable
-from .storeerrors import explained
+from .storeerrors import CLOSED, explained
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
@@ -158,6 +158,8 @@ def open_store(store: Any, storage_options: dict[str, Any] | None = None) -> Sto
         store = os.fspath(store)
     if isinstance(store, str) and os.path.isfile(store):
         raise FileExistsError(f"{store} is a file: choose another name for the store")
+    if isinstance(store, str) and os.path.isdir(store) and not os.access(store, os.W_OK | os.X_OK):
+        raise PermissionError(f"{store}: {CLOSED}")
     try:
         return reliable(sync(make_store(store, mode="a", storage_options=storage_options)))
     except OSError as error:

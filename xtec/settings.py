@@ -71,6 +71,8 @@ class _Checked(types.ModuleType):
             cache_bytes(value)
         elif name == "missing_chunks" and value not in ("raise", "fill"):
             raise ValueError(f"xtec.settings.missing_chunks is {value!r}: choose 'raise' or 'fill'")
+        elif name == "precision" and value not in ("full", "fast"):
+            raise ValueError(f"xtec.settings.precision is {value!r}: choose 'full' or 'fast'")
         super().__setattr__(name, value)
 
 

@@ -58,6 +58,8 @@ _METADATA_SERVERS = ("169.254.169.254", "metadata.google.internal")
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _CLOSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
+#: What to do where a folder takes no files.
+CLOSED = "this place cannot be written; change its permissions, or choose another place"
 _REMEDIES: dict[Kind, str] = {
     "passing": "the store or the network is not well",
     "absent": "there is no such bucket or folder; create it, or correct the name",
@@ -67,7 +69,7 @@ _REMEDIES: dict[Kind, str] = {
     "AWS_PROFILE, or pass storage_options (for public data: s3fs takes anon=True, gcsfs "
     "token='anon', obstore skip_signature=True)",
     "full": "make room, or choose another place",
-    "closed": "this place cannot be written; change its permissions, or choose another place",
+    "closed": CLOSED,
     "other": "check the bucket, its region and storage_options",
 }
 

@@ -386,8 +386,8 @@ class _Coded:
         if precision == "fast" and self.residual is not None:
             raise TecError(
                 "the stream has a bound on its error, which precision 'fast' would break: decode "
-                "it with precision 'full' (unset XTEC_PRECISION, or xtec.settings.precision = "
-                "'full')"
+                "it with precision='full' (in xtec: unset XTEC_PRECISION, or set "
+                "xtec.settings.precision = 'full')"
             )
         # A picture that all machines must agree on is one of float64.
         self.precision = precision or ("float32" if self.residual is None else "float64")
