@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -20,6 +21,7 @@ from tec.models.compact import CompactConfig, CompactElic, Transforms
 from tec.models.compact_tt import CompactTT
 from tec.models.densities import integer_bits
 from tec.sensors import SENSORS
+from tec.training import train
 from tec.training.data import Crops, Frame, interpolate_coarse, load_frames
 from tec.training.export import averaged, choose_qualities, choose_rates, export
 from tec.training.published import PublishedRecipe, PublishedTrainer
@@ -28,6 +30,26 @@ from tec.training.temporal import TemporalRecipe, TemporalTrainer, extend_tt
 from tec.training.train import Pair, Recipe, Trainer, extend, loss_lambda
 
 BANDS = SENSORS["S2L2A"].bands
+
+
+@pytest.fixture(scope="module", autouse=True)
+def starts():
+    """The KLT that a run starts from is found once for all runs alike: it takes half a minute."""
+    found = {}
+    inner = train.start_from_klt
+
+    def start(pair, crops):
+        pixels = sum(float(frame.values.sum()) for frame in crops.frames)
+        key = pair.elic.config, json.dumps(crops.rng.bit_generator.state), pixels
+        if key not in found:
+            inner(pair, crops)
+            found[key] = copy.deepcopy(pair.state_dict()), crops.rng.bit_generator.state
+        state, crops.rng.bit_generator.state = found[key]
+        pair.load_state_dict(state)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "start_from_klt", start)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -70,7 +70,8 @@ def start_from_klt(pair: Pair, crops: Crops, count: int = 1000) -> None:
         folded = lapped(x, t.lap)[:, :, size:-size, size:-size]  # the outer edges are another law
         rows = folded.unflatten(3, (-1, size)).unflatten(2, (-1, size))  # (n, c, i, 16, j, 16)
         rows = rows.permute(0, 2, 4, 1, 3, 5).flatten(0, 2).flatten(1).double()
-        moments, total, n = moments + rows.T @ rows, total + rows.sum(0), n + len(rows)
+        moments.addmm_(rows.T, rows)
+        total, n = total + rows.sum(0), n + len(rows)
     level = (total / n).reshape(len(t.level), -1).mean(1)
     mean = level.repeat_interleave(size**2)
     covariance = moments / n - mean[:, None] * mean
