@@ -16,7 +16,7 @@ import numpy as np
 import stages
 import torch
 from rivals import WAYS, psnr
-from tec import CodecConfig, codec, memory, threads, weights
+from tec import CodecConfig, codec, threads, weights
 from tec.config import TOKENS
 from tec.sensors import SENSORS
 
@@ -105,7 +105,6 @@ class Workers:
         """Work in one of the threads, which has one core."""
 
         def run() -> Any:
-            memory.keep()
             with threads.limited(1), threads.sharing():
                 threads.settle()
                 return work()
@@ -116,7 +115,6 @@ class Workers:
         """Work of each thread, told its number."""
 
         def run(number: int) -> Any:
-            memory.keep()
             with threads.sharing():
                 threads.settle()
                 return work(number)

@@ -24,6 +24,7 @@ from tec.models.compact import (
     BLOCK,
     STRONG,
     TRUST,
+    WRONG,
     CompactConfig,
     CompactElic,
     CompactFactorized,
@@ -566,6 +567,36 @@ def test_weak_latents_lose_nothing_to_the_level_of_a_bright_block(monkeypatch):
         assert not torch.equal(exact[:, STRONG:], quick[:, STRONG:])
         errors.append((exact - quick).abs().max().item())
     assert errors[1] < 1.5 * errors[0] < 0.01 * exact[:, STRONG:].std().item()
+
+
+def test_bfloat16_that_is_wrong_here_is_found_out(monkeypatch):
+    """As a kernel of oneDNN was on processors with AMX: files 10 dB worse, and no error."""
+    model = network("elic")
+    x = image(2, 64, 96)
+    monkeypatch.setattr(precision, "quick_bfloat16", lambda device: False)
+    with coder.exactly(model):
+        exact = model.analysis(x, 20.0)
+    right, tried = Transforms.latent, []
+
+    def wrong(self, x, quick=False):
+        tried.append((quick, tuple(x.shape)))
+        return right(self, x, quick) * (1.1 if quick else 1.0)
+
+    monkeypatch.setattr(precision, "quick_bfloat16", lambda device: True)
+    with coder.exactly(model):
+        assert model.transforms.error(x) < WRONG / 3
+        assert model._is_quick(x)  # once for each size
+        monkeypatch.setattr(Transforms, "latent", wrong)
+        assert model._is_quick(x)
+        assert not tried
+        model._right.clear()
+        with pytest.warns(UserWarning, match="wrong on this cpu .by 10%.*report it"):
+            found = model.analysis(x, 20.0)
+        again = model.analysis(x, 20.0)
+    assert torch.equal(found, exact)
+    assert torch.equal(again, exact)
+    size = tuple(x.shape)
+    assert tried == [(False, (1, *size[1:])), (True, (1, *size[1:])), (False, size), (False, size)]
 
 
 @requires_real

@@ -1,4 +1,4 @@
-"""Memory is kept while passes run and then given back, where Dask says to keep none."""
+"""Memory is kept while passes run, and given back where Dask says to keep none."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import sys
 
 import pytest
 from arrays import run
+from tec import memory
+from tec.batches import in_batches
 
 if sys.platform != "linux":
     pytest.skip("glibc's malloc", allow_module_level=True)
@@ -49,16 +51,37 @@ def test_what_is_free_is_kept_until_the_end(monkeypatch: pytest.MonkeyPatch, ask
     assert (given_back > 2**25) == asked
 
 
-def test_nothing_is_changed_where_nobody_has_set_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
-    out = run(
-        """
-        from tec import memory
-        memory._set = lambda: print("set")
-        memory._libc = lambda: print("looked")
-        memory.keep()
-        memory.give_back()
-        print("done")
-        """
-    )
-    assert out.split() == ["done"]
+ASKED = """
+    from tec import memory
+    memory._set = lambda: print("set")
+    memory.trim = lambda: print("trimmed")
+    memory.keep()
+    memory.give_back()
+    print("done")
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "done"),
+    [
+        ({}, ["set"]),
+        ({"MALLOC_TRIM_THRESHOLD_": "65536"}, ["set", "trimmed"]),  # Dask's
+        ({"MALLOC_TRIM_THRESHOLD_": "131072"}, []),
+        ({"MALLOC_MMAP_THRESHOLD_": "65536"}, []),
+        ({"GLIBC_TUNABLES": "glibc.cpu.x86_ibt=off:glibc.malloc.check=1"}, []),
+        ({"GLIBC_TUNABLES": "glibc.cpu.x86_ibt=off"}, ["set"]),
+    ],
+)
+def test_what_somebody_has_set_stays(monkeypatch: pytest.MonkeyPatch, given, done) -> None:
+    for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert run(ASKED).split() == [*done, "done"]
+
+
+def test_passes_keep_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(memory, "keep", lambda: asked.append(1))
+    in_batches([], "cpu", lambda batches: ())
+    assert asked

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from tec import memory, threads
+from tec import threads
 from tec.batches import PIXELS
 
 from xtec import settings
@@ -114,7 +114,6 @@ def _settle(future: Future, work: Callable, args: tuple) -> None:
     if not future.set_running_or_notify_cancel():
         return
     try:
-        memory.keep()
         with threads.sharing():
             result = work(*args)
     except BaseException as error:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from . import memory
 from .errors import TecError
 
 T = TypeVar("T")
@@ -52,6 +53,7 @@ def in_batches(
     TecError
         A single unit does not fit.
     """
+    memory.keep()
     left = list(units)
     while left:
         batches, done = list(_batches(left, device)), 0

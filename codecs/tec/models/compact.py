@@ -12,6 +12,7 @@ hyperprior: a hyperlatent, where there was one, took 0.1 % of the bits and told 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -174,23 +175,36 @@ class Transforms(nn.Module):
         with torch.autocast(x.device.type, torch.bfloat16) if quick else nullcontext():
             return linear + self._deep(x)
 
+    def error(self, x: torch.Tensor) -> float:
+        """Of `latent`, if quick, on noise of the size of x: its share of what is right."""
+        noise = torch.randn(1, x.shape[1], 64, 64, generator=torch.Generator().manual_seed(0))
+        fold = (-(-size // 64) for size in x.shape[2:])
+        noise = noise.repeat(1, 1, *fold)[..., : x.shape[2], : x.shape[3]].to(x.device)
+        noise = noise.contiguous(memory_format=torch.channels_last)
+        exact, quick = (self.latent(noise, way) for way in (False, True))
+        return float((quick - exact).norm() / exact.norm())
+
     def _linear(self, x: torch.Tensor, quick: bool) -> torch.Tensor:
-        """The lapped KLT, in float32: bfloat16 has too few digits for strong latents."""
+        """The lapped KLT, in float32: bfloat16 has too few digits for strong latents.
+
+        Written as a matrix product: what oneDNN makes of this convolution is wrong in bfloat16 on
+        processors with AMX (docs/design.md, "Speed").
+        """
         with torch.autocast(x.device.type, enabled=False):
-            folded, weight = lapped(x, self.lap), self.klt.weight
+            blocks, weight = to_blocks(lapped(x, self.lap)), _rows(self.klt.weight)
             bias = cast("torch.Tensor", self.klt.bias)
             strong = STRONG if quick else len(weight)
-            linear = F.conv2d(folded, weight[:strong], bias[:strong], BLOCK)
-            if strong >= len(weight):
-                return linear
-            # Without its level a bright block, snow or a cloud, keeps its digits.
-            blocks = _in_blocks(folded)
-            level = blocks.mean((3, 5))
-            rest = torch.empty_like(folded, dtype=torch.bfloat16)
-            torch.sub(blocks, level[:, :, :, None, :, None], out=_in_blocks(rest))
-            weak = F.conv2d(rest, weight[strong:].bfloat16(), None, BLOCK)
-            of_level = weight[strong:].sum((2, 3), keepdim=True)
-            return torch.cat([linear, weak + F.conv2d(level, of_level, bias[strong:])], 1)
+            flat = blocks.flatten(0, 2).flatten(1)
+            linear = F.linear(flat, weight[:strong], bias[:strong])
+            if strong < len(weight):
+                # Without its level a bright block, snow or a cloud, keeps its digits.
+                level = blocks.mean((3, 4))
+                rest = (blocks - level[:, :, :, None, None]).bfloat16().view(flat.shape)
+                of_level = weight[strong:].unflatten(1, (-1, x.shape[1])).sum(1)
+                weak = F.linear(level.flatten(0, 2), of_level, bias[strong:])
+                weak += F.linear(rest, weight[strong:].bfloat16()).float()
+                linear = torch.cat([linear, weak], 1)
+            return linear.view(*blocks.shape[:3], -1).permute(0, 3, 1, 2)
 
     def _deep(self, x: torch.Tensor) -> torch.Tensor:
         """The convolutional path of the analysis."""
@@ -214,9 +228,12 @@ class Transforms(nn.Module):
         deep = F.conv2d(y, self.expand.weight[:, :used], self.expand.bias)
         deep = deep + interpolate(self.rate_bias, rate)[:, :, None, None]
         with torch.autocast(y.device.type, enabled=False):
-            linear = lapped(self._blocks_of(y), self.lap.T)
-        x = linear + (self.level - self.zero)[:, None, None] + self.synthesis(deep)
-        return x / self.unit[:, None, None]
+            linear = lapped(self._pixels(y), self.lap.T)
+        x = linear + self.synthesis(deep)
+        # (x + level - zero) / unit
+        zero = (self.level - self.zero) / self.unit
+        x = torch.addcmul(zero[:, None, None], x, (1 / self.unit)[:, None, None])
+        return x.contiguous()  # what reads it goes from band to band
 
     def _used(self, y_hat: torch.Tensor) -> int:
         """Latents up to which some are not 0, in steps of 64: at low rates half of them. All while
@@ -227,20 +244,20 @@ class Transforms(nn.Module):
         there = y_hat.abs().amax((0, 2, 3)).nonzero()
         return min(m, -(-(int(there[-1]) + 1) // 64) * 64) if len(there) else min(m, 64)
 
-    def _blocks_of(self, y: torch.Tensor) -> torch.Tensor:
+    def _pixels(self, y: torch.Tensor) -> torch.Tensor:
         """(n, the first m latents, h, w) -> (n, bands, 16 h, 16 w): the transposed convolution of
         ``klt``, as the matrix product that it is where blocks do not overlap."""
         n, m, h, w = y.shape
-        weight = self.klt.weight[:m]  # (m, bands, 16, 16)
-        blocks = y.permute(0, 2, 3, 1).reshape(-1, m) @ weight.flatten(1)
-        blocks = blocks.view(n, h, w, *weight.shape[1:])
-        return blocks.permute(0, 3, 1, 4, 2, 5).reshape(n, -1, BLOCK * h, BLOCK * w)
+        blocks = y.permute(0, 2, 3, 1).reshape(-1, m) @ _rows(self.klt.weight[:m])
+        return from_blocks(blocks.view(n, h, w, BLOCK, BLOCK, -1))
 
 
 #: Pixels of a latent, each way.
 BLOCK = 16
 #: Latents, strongest first, that bfloat16 has too few digits for.
 STRONG = 96
+#: Error of bfloat16, as a share, beyond which it is no rounding: that is 0.003.
+WRONG = 0.03
 
 
 def _lap() -> torch.Tensor:
@@ -259,21 +276,39 @@ def _lap() -> torch.Tensor:
 
 def lapped(x: torch.Tensor, lap: torch.Tensor) -> torch.Tensor:
     """(n, c, h, w) with its blocks' edges folded, so that a transform by blocks becomes a lapped
-    one. Orthogonal: ``lap.T`` undoes it. The outer edges of the image stay as they are."""
-    half = BLOCK // 2
+    one. Orthogonal: ``lap.T`` undoes it. The outer edges of the image stay as they are.
+
+    In channels last, as what comes out is."""
     lap = lap.to(x.dtype)
-    if x.shape[3] > BLOCK:
-        edge, middle, last = x.split((half, x.shape[3] - BLOCK, half), 3)
-        x = torch.cat([edge, (middle.unflatten(3, (-1, BLOCK)) @ lap.T).flatten(3), last], 3)
-    if x.shape[2] > BLOCK:
-        edge, middle, last = x.split((half, x.shape[2] - BLOCK, half), 2)
-        x = torch.cat([edge, (lap @ middle.unflatten(2, (-1, BLOCK))).flatten(2, 3), last], 2)
-    return x
+    x = x.permute(0, 2, 3, 1)
+    half, (n, h, w, c) = BLOCK // 2, x.shape
+    if w > BLOCK:
+        inner = lap @ x[:, :, half:-half].reshape(-1, BLOCK, c)
+        x = torch.cat([x[:, :, :half], inner.view(n, h, w - BLOCK, c), x[:, :, -half:]], 2)
+    if h > BLOCK:
+        rows = x[:, half:-half].reshape(n, -1, BLOCK, w * c)
+        inner = torch.stack([lap @ image for image in rows])
+        x = torch.cat([x[:, :half], inner.view(n, h - BLOCK, w, c), x[:, -half:]], 1)
+    return x.permute(0, 3, 1, 2)
 
 
-def _in_blocks(x: torch.Tensor) -> torch.Tensor:
-    """(n, c, 16 h, 16 w) -> (n, c, h, 16, w, 16), a view."""
-    return x.unflatten(3, (-1, BLOCK)).unflatten(2, (-1, BLOCK))
+def to_blocks(x: torch.Tensor) -> torch.Tensor:
+    """(n, c, 16 h, 16 w) -> (n, h, w, 16, 16, c), contiguous."""
+    blocks = x.unflatten(3, (-1, BLOCK)).unflatten(2, (-1, BLOCK))
+    return blocks.permute(0, 2, 4, 3, 5, 1).contiguous()
+
+
+def from_blocks(blocks: torch.Tensor) -> torch.Tensor:
+    """The inverse of `to_blocks`, in channels last."""
+    n, h, w, *_, c = blocks.shape
+    x = blocks.transpose(2, 3).reshape(n, BLOCK * h, BLOCK * w, c)
+    return x.permute(0, 3, 1, 2)
+
+
+def _rows(weight: torch.Tensor) -> torch.Tensor:
+    """Of a convolution of blocks, (m, c, 16, 16): its rows as `to_blocks` orders pixels. A view
+    where it lies in channels last, as it does after loading."""
+    return weight.permute(0, 2, 3, 1).flatten(1)
 
 
 def interpolate(table: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
@@ -304,6 +339,7 @@ class _Compact(nn.Module):
         self.bands = config.bands
         self.grid = config.grid
         self.transforms = Transforms(config)
+        self._right: dict[tuple, bool] = {}
 
     def _rate(self, compression: float, n: int) -> torch.Tensor:
         parameter = self.transforms.log_step
@@ -324,8 +360,25 @@ class _Compact(nn.Module):
 
         In bfloat16 where that is quick, for only the encoder sees it, and rounds it.
         """
-        quick = x.dtype == torch.float32 and precision.quick_bfloat16(x.device)
-        return self.transforms.encode(x, self._rate(compression, len(x)), quick)
+        return self.transforms.encode(x, self._rate(compression, len(x)), self._is_quick(x))
+
+    def _is_quick(self, x: torch.Tensor) -> bool:
+        """Whether bfloat16 is quick for images like x; and right, which is tried once for each
+        size: a library's kernel may be wrong on some processors, and nobody would know."""
+        if x.dtype != torch.float32 or not precision.quick_bfloat16(x.device):
+            return False
+        size = x.device, *x.shape[2:]
+        if size not in self._right:
+            error = self.transforms.error(x)
+            self._right[size] = error < WRONG
+            if not self._right[size]:
+                warnings.warn(
+                    f"products of bfloat16 are wrong on this {x.device.type} (by {error:.0%}): the "
+                    "encoder takes float32, which is slower. Please report it, with your processor "
+                    "and the version of PyTorch",
+                    stacklevel=2,
+                )
+        return self._right[size]
 
     def synthesis(self, y_hat: torch.Tensor, compression: float) -> torch.Tensor:
         """y_hat (n, latents, h/16, w/16) -> (n, bands, h, w) float32, standardised."""
