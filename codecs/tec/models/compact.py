@@ -175,6 +175,7 @@ class Transforms(nn.Module):
         with torch.autocast(x.device.type, torch.bfloat16) if quick else nullcontext():
             return linear + self._deep(x)
 
+    @torch.no_grad()
     def error(self, x: torch.Tensor) -> float:
         """Of `latent`, if quick, on noise of the size of x: its share of what is right."""
         noise = torch.randn(1, x.shape[1], 64, 64, generator=torch.Generator().manual_seed(0))
