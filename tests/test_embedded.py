@@ -34,6 +34,7 @@ from xtec import embedded
 from xtec.backend import XtecBackend
 from xtec.embedded import GROUP, embed_weights
 from xtec.report import describe
+from xtec.writing import human
 
 CHUNKS = {"time": 2, "y": 16, "x": 16}
 
@@ -191,7 +192,7 @@ def test_an_array_in_a_group_of_a_group(tmp_path: Path, checkpoint: Path, forget
 def test_chunks_of_one_date_and_of_several(tmp_path: Path, forget: Any) -> None:
     """Built in: two checkpoints, for which each file is stored once."""
     data = cube(nodata=0, time=3)
-    data.tec.to_zarr(tmp_path / "a.zarr", chunks=CHUNKS, embed_weights=True)
+    summary = data.tec.to_zarr(tmp_path / "a.zarr", chunks=CHUNKS, embed_weights=True)
     group = zarr.open_group(tmp_path / "a.zarr" / GROUP, mode="r")
     manifest = weights.manifest()["S2L2A"]
     said = dict(group.attrs)["checkpoints"]
@@ -203,7 +204,8 @@ def test_chunks_of_one_date_and_of_several(tmp_path: Path, forget: Any) -> None:
     sizes = [(weights.FOLDER / name).stat().st_size for name in names]
     assert sorted(array.size for _, array in group.arrays()) == sorted(sizes)
     found = describe(tmp_path / "a.zarr")
-    assert found["embedded_weights"]["bytes"] == sum(sizes)
+    assert found["embedded_weights"]["bytes"] == sum(sizes) == summary.weights_out
+    assert ("weights inside the store", human(sum(sizes))) in summary.rows()
     assert found["other_variables"] == ["band", "cloud", "spatial_ref", "time", "x", "y"]
 
 

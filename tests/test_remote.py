@@ -671,6 +671,7 @@ def test_errors_by_what_they_mean() -> None:
         (PermissionDeniedError("no"), "denied"),
         (OSError(errno.ENOSPC, "full"), "full"),
         (OSError(errno.EROFS, "read-only"), "closed"),
+        (NotADirectoryError(errno.ENOTDIR, "a file"), "closed"),
         (PermissionError(errno.EACCES, "no"), "closed"),
         (ValueError("wrong"), None),
         (StoreError("said already"), None),

@@ -182,6 +182,8 @@ def test_what_is_no_store_is_never_overwritten(tmp_path: Path) -> None:
         cube().tec.to_zarr(tmp_path, model="fp", overwrite=True)
     with pytest.raises(FileExistsError, match=r"thesis.txt is a file"):
         cube().tec.to_zarr(tmp_path / "thesis.txt", model="fp", overwrite=True)
+    with pytest.raises(OSError, match=r"Not a directory.*or choose another place"):
+        cube().tec.to_zarr(tmp_path / "thesis.txt" / "a.zarr", model="fp")
     assert (tmp_path / "thesis.txt").read_text() == "all of it"
 
 

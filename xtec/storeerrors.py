@@ -56,7 +56,7 @@ _CLIENTS = {"aiohttp", "botocore", "gcsfs", "google", "obstore"}
 #: Where clients ask for credentials when they have found none.
 _METADATA_SERVERS = ("169.254.169.254", "metadata.google.internal")
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
-_CLOSED = {errno.EACCES, errno.EPERM, errno.EROFS}
+_CLOSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
 
 #: What to do where a folder takes no files.
 CLOSED = "this place cannot be written; change its permissions, or choose another place"

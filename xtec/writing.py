@@ -45,6 +45,7 @@ class Summary(Table):
     max_error : bound of the error of each band in DN, where there is one
     resumed : what was there already, where an interrupted write was resumed
     verified : what ``verify`` found, where it was asked for
+    weights_out : bytes of the weights beside the variable, where ``embed_weights`` put them there
     """
 
     store: str
@@ -60,6 +61,7 @@ class Summary(Table):
     max_error: tuple[float, ...] | None = None
     resumed: Resumed | None = None
     verified: Verified | None = None
+    weights_out: int = 0
 
     @property
     def ratio(self) -> float:
@@ -94,6 +96,7 @@ class Summary(Table):
                 "smaller)",
             ),
             ("bits per pixel per band", f"{self.bpppb:.4f}"),
+            *([("weights inside the store", human(self.weights_out))] if self.weights_out else []),
             *([] if self.resumed is None else [("resumed", str(self.resumed))]),
             *([] if self.verified is None else [("verified", self.verified.text())]),
             ("time", f"{self.seconds:.1f} s ({self.mb_per_s:.1f} MB/s)"),
@@ -106,12 +109,13 @@ class Written(NamedTuple):
     Attributes
     ----------
     store : zarr Store; None for archives
-    resumed, verified : as in `Summary`
+    resumed, verified, weights_out : as in `Summary`
     """
 
     store: Any
     resumed: Resumed | None = None
     verified: Verified | None = None
+    weights_out: int = 0
 
 
 def model_text(
@@ -324,8 +328,11 @@ def write_store(
         resumed = found.resumed if resume else None
         if found.complete and not verify:
             return Written(target, resumed)
+        weights_out = 0
         if embed_weights:  # first: what cannot be had should not be missed after hours
-            embed(guarded, [c for v in _variables(obj) if (c := codec_of(v.encoding)) is not None])
+            weights_out = embed(
+                guarded, [c for v in _variables(obj) if (c := codec_of(v.encoding)) is not None]
+            )
     jobs = found.left
     if verify:
         jobs = [
@@ -339,7 +346,7 @@ def write_store(
         with quiet():
             verified = conclude(guarded, str(name), parts)
     guarded.commit()
-    return Written(target, resumed, verified)
+    return Written(target, resumed, verified, weights_out)
 
 
 def _zarr_format(obj: xr.Dataset | xr.DataArray) -> Literal[2, 3]:
@@ -388,6 +395,7 @@ def _summary(
         config.max_error,
         written.resumed,
         written.verified,
+        written.weights_out,
     )
 
 
