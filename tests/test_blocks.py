@@ -161,11 +161,10 @@ def test_a_block_that_kills_every_worker_ends_the_job(
         return block
 
     store = tmp_path / "a.zarr"
-    with (
-        cluster(n_workers=2, threads_per_worker=1),
-        pytest.raises(RuntimeError, match=r"the cluster gave up.*memory.*resume=True"),
-    ):
-        cube(visit).tec.to_zarr(store, verify=True, **OPTIONS)
+    with cluster(n_workers=2, threads_per_worker=1) as client:
+        with pytest.raises(RuntimeError, match=r"the cluster gave up.*memory.*resume=True"):
+            cube(visit).tec.to_zarr(store, verify=True, **OPTIONS)
+        client.wait_for_workers(2, timeout=30)  # a cluster must not be closed while one begins
     with pytest.raises(Exception, match="incomplete"):
         xr.open_zarr(store)
     cube().tec.to_zarr(store, verify=True, resume=True, **OPTIONS)
