@@ -156,8 +156,8 @@ def subjects_of(
                 if model not in references:
                     references[model] = Reference(model, options.small)
                     references[model].save(path)
-            # What zarr hands over in one call; of large networks on a processor, as little.
-            count = PIXELS["cpu"] // pixels if size == BUILT_IN else 1
+            # What zarr hands over in one call.
+            count = PIXELS["cpu"] // pixels
             if device != "cpu":
                 count = min(128, 2 * PIXELS["cuda"] // pixels)
             config = CodecConfig(
