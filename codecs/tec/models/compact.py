@@ -294,8 +294,7 @@ def lapped(x: torch.Tensor, lap: torch.Tensor) -> torch.Tensor:
         inner = lap @ x[:, :, half:-half].reshape(-1, BLOCK, c)
         x = torch.cat([x[:, :, :half], inner.view(n, h, w - BLOCK, c), x[:, :, -half:]], 2)
     if h > BLOCK:
-        rows = x[:, half:-half].reshape(n, -1, BLOCK, w * c)
-        inner = torch.stack([lap @ image for image in rows])
+        inner = lap @ x[:, half:-half].reshape(-1, BLOCK, w * c)
         x = torch.cat([x[:, :half], inner.view(n, h - BLOCK, w, c), x[:, -half:]], 1)
     return x.permute(0, 3, 1, 2)
 
