@@ -209,6 +209,7 @@ def test_sensor_from_bands() -> None:
         (lambda d: d.drop_vars("band"), r"cannot tell which.*bands="),
         (lambda d: d.assign_coords(band=[2, 3, 4]), r"\[2, 3, 4\].*bands="),
         (lambda d: d.assign_coords(band=["B02", "B2", "B03"]), r"both mean band B02"),
+        (lambda d: d.assign_coords(band=["B02", "B13", "B03"]), r"'B13' is unknown .did you mean"),
     ],
 )
 def test_wrong_arrays_say_what_to_do(change: Any, message: str) -> None:

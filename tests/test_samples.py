@@ -304,6 +304,16 @@ def test_what_stands_in_holes_does_not_show() -> None:
             assert part.max() <= inside.max() + 1e-5
 
 
+def test_integers_that_look_like_per_cent_are_a_warning() -> None:
+    percent = (scene(1, 2, 16, 16)[0] / 100).clip(1, 100).astype("u2")
+    bands = ("B02", "B03")
+    with pytest.warns(UserWarning, match=r"no pixel of a date is above \d+, .*pass scale=0.01"):
+        date_planes(percent, None, CodecConfig(bands=bands), 16)
+    date_planes(percent, None, CodecConfig(bands=bands, scale=0.01), 16)
+    date_planes(percent, None, CodecConfig(bands=("B11", "B12")), 16)  # of water, say
+    date_planes(np.zeros_like(percent), None, CodecConfig(bands=bands, nodata=None), 16)
+
+
 @pytest.mark.parametrize(
     ("config", "value", "parts"),
     [

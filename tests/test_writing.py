@@ -175,6 +175,19 @@ def test_a_folder_that_takes_no_files_is_found_first(
     assert {f: f.read_bytes() for f in store.rglob("*") if f.is_file()} == before
 
 
+def test_a_device_that_is_none_is_found_before_a_store_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match=r"XTEC_DEVICE. is 'gpu9': choose 'auto', 'cpu'"):
+        xtec.settings.device = "gpu9"
+    monkeypatch.setitem(vars(xtec.settings), "device", "gpu9")  # as from the environment
+    with pytest.raises(ValueError, match="is 'gpu9'"):
+        cube().tec.to_zarr(tmp_path / "a.zarr", model="fp")
+    assert not (tmp_path / "a.zarr").exists()
+    for device in ("cpu", "cuda", "cuda:3", "auto"):
+        xtec.settings.check_device(device)
+
+
 def test_what_is_no_store_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("all of it")
     (tmp_path / "photos").mkdir()
@@ -182,6 +195,9 @@ def test_what_is_no_store_is_never_overwritten(tmp_path: Path) -> None:
         cube().tec.to_zarr(tmp_path, model="fp", overwrite=True)
     with pytest.raises(FileExistsError, match=r"thesis.txt is a file"):
         cube().tec.to_zarr(tmp_path / "thesis.txt", model="fp", overwrite=True)
+    for nowhere in (None, ""):
+        with pytest.raises(ValueError, match="pass a path, a URL or a zarr Store"):
+            cube().tec.to_zarr(nowhere, model="fp", overwrite=True)
     with pytest.raises(OSError, match=r"Not a directory.*or choose another place"):
         cube().tec.to_zarr(tmp_path / "thesis.txt" / "a.zarr", model="fp")
     assert (tmp_path / "thesis.txt").read_text() == "all of it"

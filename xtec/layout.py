@@ -158,7 +158,7 @@ def _one_variable(
                 "one name a band, in their order"
             )
     else:
-        found = _names_or_none(data, mapping)
+        found = _names_or_none(data, mapping) or _partly(data, mapping)
         if found is None:
             own = (
                 data[dims["band"]].values.tolist()
@@ -181,6 +181,14 @@ def _names_or_none(data: xr.DataArray, mapping: Mapping[str, str] | None) -> tup
     """The names of the bands, wherever they are: a coordinate of the band axis, an attribute."""
     for names in _candidates(data):
         if all(_is_band(name, mapping) for name in names):
+            return names
+    return None
+
+
+def _partly(data: xr.DataArray, mapping: Mapping[str, str] | None) -> tuple[str, ...] | None:
+    """Names some of which are those of bands, for an error that says what is wrong with others."""
+    for names in _candidates(data):
+        if any(_is_band(name, mapping) for name in names):
             return names
     return None
 

@@ -356,7 +356,7 @@ def _write_geotiff(image: xr.DataArray, file: Path, dims: dict[str, Hashable]) -
     if nodata is not None:
         image = image.rio.write_nodata(nodata)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Dataset has no geotransform")
+        warnings.filterwarnings("ignore", message="Dataset has no geotransform|.*Affine.identity")
         image.rio.to_raster(file, compress="deflate", tiled=True)
 
 

@@ -136,6 +136,8 @@ def not_whole(store: Any) -> str:
     local = isinstance(store, (str, os.PathLike)) and not is_url(store)
     if (local and not os.path.exists(store)) or (isinstance(store, Store) and is_empty(store)):
         return f"there is nothing at {name_of(store)}: correct the name"
+    if local and os.path.isfile(store):
+        return f"{name_of(store)} is a file that is no Zarr store (.zip): correct the name"
     return (
         f"{name_of(store)} is not a whole Zarr store (it has no root metadata): was its writing "
         "interrupted? The same compress --resume (resume=True) goes on with it"
@@ -154,6 +156,8 @@ def open_store(store: Any, storage_options: dict[str, Any] | None = None) -> Sto
         raise ValueError(f"cannot write to {store}, a path inside a store: pass the store")
     if is_url(store):
         return open_url(store, storage_options)
+    if store is None or store == "":
+        raise ValueError(f"there is no store {store!r}: pass a path, a URL or a zarr Store")
     if isinstance(store, os.PathLike):
         store = os.fspath(store)
     if isinstance(store, str) and os.path.isfile(store):

@@ -10,6 +10,7 @@ it is set (from the environment: when it is used)::
 from __future__ import annotations
 
 import os
+import re
 import sys
 import types
 from functools import lru_cache
@@ -63,12 +64,24 @@ def cache_bytes(value: int | str) -> int:
     return size
 
 
+def check_device(value: str) -> None:
+    """ValueError where `device` is no name of one; whether it is there is asked where it is used,
+    which may be elsewhere."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(value)):
+        raise ValueError(
+            f"xtec.settings.device (XTEC_DEVICE) is {value!r}: choose 'auto', 'cpu', 'cuda' or "
+            "'cuda:0', 'cuda:1', ..."
+        )
+
+
 class _Checked(types.ModuleType):
     """This module: what is set is looked at first."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "cache":
             cache_bytes(value)
+        elif name == "device":
+            check_device(value)
         elif name == "missing_chunks" and value not in ("raise", "fill"):
             raise ValueError(f"xtec.settings.missing_chunks is {value!r}: choose 'raise' or 'fill'")
         elif name == "precision" and value not in ("full", "fast"):

@@ -127,7 +127,7 @@ class Verified:
 
     def rows(self) -> list[tuple[str, str]]:
         """Name and value of each line below `text`: what is wrong, and the errors of each band."""
-        wrong = [("damaged", f"{key}: {why}") for key, why in self.damaged]
+        wrong = [("damaged", why if key in why else f"{key}: {why}") for key, why in self.damaged]
         wrong += [("missing", key) for key in self.missing]
         return wrong + [
             (name, f"mean error {mean:.4g} DN, largest {worst:.6g} DN")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import xarray as xr
 
+from . import settings
 from .compression import codec_of, compress, is_packed
 from .embedded import embed
 from .messages import quiet
@@ -315,6 +316,7 @@ def write_store(
     from .rootlast import is_empty, open_store, prepare
     from .verifying import conclude, looking
 
+    settings.check_device(settings.device)
     target = open_store(store, storage_options)
     zarr_format = _zarr_format(obj)
     packed = is_packed(obj)

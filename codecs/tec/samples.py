@@ -8,6 +8,7 @@ something cheap to code on the way in, put back on the way out, and never produc
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,6 +51,8 @@ __all__ = [
 ]
 
 _LARGEST = 1e6  # |DN| of a valid pixel; beyond it only undeclared fill values and wrong units
+#: Reflectance x 10000 that some pixel exceeds in one of these bands, unless the unit is per cent.
+_DARK, _VISIBLE = 100, {"B01", "B02", "B03", "B04"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,16 +152,22 @@ def date_planes(
         raise TecError(f"mask has shape {mask.shape}, the date {date.shape}: they must be equal")
     planes = np.empty((len(sensor.bands), padded(height, stride), padded(width, stride)), "f4")
     image = planes[:, :height, :width]
-    present = []
+    present, brightest = [], -math.inf
     for source, name in enumerate(config.bands):
         holes = None if mask is None else mask[source]
         if holes is None or not holes.all():
             present.append(name)
-            grid = grids[source] if grids else None
-            _standardise(date[source], holes, grid, config, name, image[sensor.bands.index(name)])
+            grid, out = grids[source] if grids else None, image[sensor.bands.index(name)]
+            brightest = max(brightest, _standardise(date[source], holes, grid, config, name, out))
     if not present:
         planes[:] = 0
         return planes
+    if 0.5 < brightest - config.offset <= _DARK + 0.5 and _VISIBLE & set(present):
+        warnings.warn(
+            f"no pixel of a date is above {brightest * config.scale:.4g}, a reflectance of 1 % at "
+            "most: if these are per cent, pass scale=0.01; dark water may look so",
+            stacklevel=2,
+        )
     for target, nearest in enumerate(sensor.nearest(present)):
         source = sensor.bands.index(present[nearest])
         if source != target:
@@ -175,8 +184,8 @@ def _standardise(
     config: CodecConfig,
     name: str,
     out: np.ndarray,
-) -> None:
-    """One band (y, x) to its standardised DN, holes filled."""
+) -> float:
+    """One band (y, x) to its standardised DN, holes filled; returns the largest DN."""
     mean, std = _statistics(config, name)
     with np.errstate(over="ignore", invalid="ignore"):  # in the holes anything may stand
         np.multiply(plane, np.float32(1 / (config.scale * std)), out=out)
@@ -195,6 +204,7 @@ def _standardise(
             f"{config.scale:g} stored units: declare nodata= if it marks missing pixels, or set "
             "scale= right (1e-4 for reflectance from 0 to 1, 1 for DN)"
         )
+    return high
 
 
 def from_planes(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from .config import WEIGHTS
+from .config import COMPRESSION_RANGE, WEIGHTS
 from .errors import TecError, WeightsError
 from .forks import in_child
 from .loading import check, hashed, read, ready, understood
@@ -393,12 +393,13 @@ def downloads_allowed() -> bool:
 
 def checkpoints() -> list[dict[str, Any]]:
     """Every checkpoint this version can use: built-in ones first, then the published ones."""
+    low, high = COMPRESSION_RANGE
     out = [
         {
             "model": m,
             "sensor": s,
             "weights": "builtin",
-            "compression": e["compression"],
+            "compression": [min(max(v, low), high) for v in e["compression"]],
             "parameters": e["parameters"],
             "sha256": e["sha256"],
         }
