@@ -162,7 +162,7 @@ def date_planes(
     if not present:
         planes[:] = 0
         return planes
-    if 0.5 < brightest - config.offset <= _DARK + 0.5 and _VISIBLE & set(present):
+    if 10 < brightest - config.offset < _DARK + 1 and _VISIBLE & set(present):
         warnings.warn(
             f"no pixel of a date is above {brightest * config.scale:.4g}, a reflectance of 1 % at "
             "most: if these are per cent, pass scale=0.01; dark water may look so",
