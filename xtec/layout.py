@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -158,7 +158,7 @@ def _one_variable(
                 "one name a band, in their order"
             )
     else:
-        found = _names_or_none(data, mapping) or _partly(data, mapping)
+        found = _names_or_none(data, mapping) or _names_or_none(data, mapping, any)
         if found is None:
             own = (
                 data[dims["band"]].values.tolist()
@@ -177,18 +177,17 @@ def _one_variable(
     )
 
 
-def _names_or_none(data: xr.DataArray, mapping: Mapping[str, str] | None) -> tuple[str, ...] | None:
-    """The names of the bands, wherever they are: a coordinate of the band axis, an attribute."""
-    for names in _candidates(data):
-        if all(_is_band(name, mapping) for name in names):
-            return names
-    return None
+def _names_or_none(
+    data: xr.DataArray,
+    mapping: Mapping[str, str] | None,
+    enough: Callable[[Iterable[bool]], bool] = all,
+) -> tuple[str, ...] | None:
+    """The names of the bands, wherever they are: a coordinate of the band axis, an attribute.
 
-
-def _partly(data: xr.DataArray, mapping: Mapping[str, str] | None) -> tuple[str, ...] | None:
-    """Names some of which are those of bands, for an error that says what is wrong with others."""
+    With ``any``, names of which some are wrong, for an error that says which.
+    """
     for names in _candidates(data):
-        if any(_is_band(name, mapping) for name in names):
+        if enough(_is_band(name, mapping) for name in names):
             return names
     return None
 
