@@ -24,6 +24,7 @@ import numpy as np
 import tec
 import torch
 import validation
+from rivals import PEAK, psnr
 from tec import precision, weights
 
 
@@ -36,12 +37,6 @@ def seconds_of(data: bytes, how: str, device: str, runs: int) -> float:
         tec.decode(data, device=device, precision=how)
         found.append(clock() - start)
     return min(found)
-
-
-def psnr(back: np.ndarray, dn: np.ndarray) -> float:
-    """In dB, peak 10000 DN; zeros are nodata."""
-    error = (back.astype(float) - dn)[dn != 0]
-    return 10 * np.log10(1e8 / np.mean(error**2))
 
 
 def analysis(args: argparse.Namespace, device: str) -> None:
@@ -71,7 +66,7 @@ def analysis(args: argparse.Namespace, device: str) -> None:
                         sizes[i] += len(data)
                         errors[i] += ((back.astype(float) - chunk.dn)[seen] ** 2).sum()
                     count += seen.sum()
-                levels.append(10 * np.log10(1e8 * count / errors))
+                levels.append(10 * np.log10(PEAK**2 * count / errors))
             lost = np.array(levels)[:, 0] - np.array(levels)[:, 1]
             print(
                 f"{level} {model} λ {compression:g}: {len(lost)} cubes; bytes "
@@ -118,7 +113,9 @@ def main() -> None:
                     )
                     error = np.abs(full.astype(int) - fast)
                     worst, total = max(worst, error.max()), total + error.sum()
-                    lost.append(psnr(full, chunk.dn) - psnr(fast, chunk.dn))
+                    seen = chunk.dn != 0  # the rest is nodata
+                    whole, short = (psnr(chunk.dn[seen], dn[seen]) for dn in (full, fast))
+                    lost.append(whole - short)
                     count, sizes = count + error.size, sizes + chunk.dn.nbytes
                     times += [
                         seconds_of(data, how, device, args.runs) if args.runs else np.nan

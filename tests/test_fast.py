@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tec
+import tiny
 import torch
 from arrays import codec as coder_of
 from arrays import create, run
@@ -57,13 +58,7 @@ def test_pixels_differ_by_little(kind: str, tiny_checkpoints: dict, evaluations:
     model = kind.removeprefix("published ")
     published = {"published tt": "published tt", "published flex": "flex"}
     path = str(tiny_checkpoints[published[kind]]) if kind in published else None
-    config = tec.CodecConfig(
-        model=model,
-        weights=path or "builtin",
-        quality=(16, 4, 0) if model == "flex" else None,
-        bands=ALL,
-        nodata=0,
-    )
+    config = tiny.config_of(model, path)
     dn = scene(3, 12, 80, 96, nodata=True)
     data = tec.encode(dn, config, device="cpu")
     full = tec.decode(data, weights=path, device="cpu")

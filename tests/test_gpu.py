@@ -72,13 +72,7 @@ def test_fast_pixels_differ_by_little(kind, tiny_checkpoints, monkeypatch) -> No
     model = kind.rpartition(" ")[2]
     tiny = kind.startswith("tiny ")
     path = str(tiny_checkpoints[kind.removeprefix("tiny ")]) if tiny else None
-    config = tec.CodecConfig(
-        model=model,
-        weights=path or "builtin",
-        quality=(16, 4, 0) if model == "flex" else None,
-        bands=ALL,
-        nodata=0,
-    )
+    config = tiny.config_of(model, path)
     chunk = scene(3, 12, 136, 200, nodata=True)
     data = codec.encode(chunk, config, device="cuda")
     full = codec.decode(data, weights=path, device="cuda")

@@ -7,6 +7,7 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import tec
 import torch
 from safetensors.torch import save
 from tec.entropy.portable import Margin
@@ -14,6 +15,7 @@ from tec.entropy.tables import scale_tables
 from tec.models import tt
 from tec.models.compact import BLOCK, CompactConfig, CompactElic, CompactFactorized
 from tec.models.compact_tt import CompactTT, CompactTTConfig
+from tec.sensors import SENSORS
 
 CONFIG = CompactConfig(
     latents=8,
@@ -28,6 +30,17 @@ CONFIG = CompactConfig(
 QUALITIES = tuple((round(0.4 * 1750 ** (k / 16), 3), (k + 1) // 2) for k in range(17))
 TT_CONFIG = CompactTTConfig(image=CONFIG, width=8, depth=1, side=4, qualities=QUALITIES)
 PUBLISHED = tt.TTConfig(channels=(4, 4, 4, 64), width=48, heads=1, expansion=1, layers=(1, 1, 2))
+
+
+def config_of(model: str, path: str | None) -> tec.CodecConfig:
+    """Of all bands and zeros that are nodata; built-in weights without a path."""
+    return tec.CodecConfig(
+        model=model,
+        weights=path or "builtin",
+        quality=(16, 4, 0) if model == "flex" else None,
+        bands=SENSORS["S2L2A"].bands,
+        nodata=0,
+    )
 
 
 def write(path: Path, model: str = "elic", seed: int = 0, weak: float = 1.0) -> Path:

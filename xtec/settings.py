@@ -10,7 +10,6 @@ it is set (from the environment: when it is used)::
 from __future__ import annotations
 
 import os
-import re
 import sys
 import types
 from functools import lru_cache
@@ -67,7 +66,9 @@ def cache_bytes(value: int | str) -> int:
 def check_device(value: str) -> None:
     """ValueError where `device` is no name of one; whether it is there is asked where it is used,
     which may be elsewhere."""
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(value)):
+    from tec.weights import names_device
+
+    if not names_device(value):
         raise ValueError(
             f"xtec.settings.device (XTEC_DEVICE) is {value!r}: choose 'auto', 'cpu', 'cuda' or "
             "'cuda:0', 'cuda:1', ..."

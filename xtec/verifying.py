@@ -91,6 +91,10 @@ class Verified:
         self._sums[1] += valid.sum((0, 2, 3))
         self._sums[2] = np.maximum(self._sums[2], some.max((0, 2, 3), initial=0))
 
+    def damage(self, key: str, error: Exception) -> None:
+        """What is wrong with an object; errors of the codec begin with its key."""
+        self.damaged.append((key, str(error).removeprefix(f"{key}: ")))
+
     def merge(self, other: Verified) -> None:
         """What was found of other objects of the variable."""
         self.checked += other.checked
@@ -127,7 +131,7 @@ class Verified:
 
     def rows(self) -> list[tuple[str, str]]:
         """Name and value of each line below `text`: what is wrong, and the errors of each band."""
-        wrong = [("damaged", why if key in why else f"{key}: {why}") for key, why in self.damaged]
+        wrong = [("damaged", f"{key}: {why}") for key, why in self.damaged]
         wrong += [("missing", key) for key in self.missing]
         return wrong + [
             (name, f"mean error {mean:.4g} DN, largest {worst:.6g} DN")
@@ -398,7 +402,7 @@ def _look(
     try:
         chunks = streams_in(data, array, at)
     except TecError as error:
-        out.damaged.append((key, str(error)))
+        out.damage(key, error)
         return
     again = {}
     for inner, one in chunks.items():
@@ -408,11 +412,11 @@ def _look(
             _compare(out, codec, decoded, part)
         except StreamError as error:
             if not repair or part is None:
-                out.damaged.append((key, str(error)))
+                out.damage(key, error)
                 continue
             found = _again(out, codec, part, array.dtype, key)
             if found is None:
-                out.damaged.append((key, str(error)))
+                out.damage(key, error)
             else:
                 again[inner] = found
     if again:

@@ -228,6 +228,12 @@ def exists(model: str, weights: str, sensor: str) -> bool:
     return (weights, model, sensor) in PUBLISHED
 
 
+def names_device(device: str) -> bool:
+    """Whether this is how a device is called on which networks run, here or elsewhere."""
+    kind, colon, index = str(device).partition(":")
+    return device in ("auto", "cpu") or (kind == "cuda" and bool(colon) == index.isdecimal())
+
+
 def resolve_device(device: str) -> str:
     """ "cpu", or "cuda:0" and so on: "auto" is the GPU that this process sees, else the CPU.
 
@@ -240,8 +246,7 @@ def resolve_device(device: str) -> str:
         return device
     import torch
 
-    kind, colon, index = str(device).partition(":")
-    if device != "auto" and (kind != "cuda" or bool(colon) != index.isdecimal()):
+    if not names_device(device):
         raise TecError(
             f"device {device!r}: networks run on 'cpu' and on 'cuda', 'cuda:1', ... (GPUs that "
             "PyTorch calls so); 'auto' takes a GPU where one is visible. Other devices lack "
@@ -257,6 +262,7 @@ def resolve_device(device: str) -> str:
         return "cpu"
     if device == "auto" and not count:
         return "cpu"
+    index = str(device).partition(":")[2]
     number = int(index) if index else torch.cuda.current_device() if count else 0
     if number >= count:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
